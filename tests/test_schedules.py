@@ -1,0 +1,69 @@
+"""Schedules: the learning rate and the image size at every border."""
+
+import math
+
+import pytest
+
+from vit24h.schedules import curriculum_sizes, image_size, learning_rate
+
+PUBLISHED = [  # (initial size, epochs per stage, size step), and the epoch at which each size begins
+    ((32, 5, 32), {0: 32, 5: 64, 10: 96, 15: 128, 20: 160, 25: 192, 30: 224}),
+    ((64, 5, 32), {0: 64, 5: 96, 10: 128, 15: 160, 20: 192, 25: 224}),
+    ((64, 3, 16), {0: 64, 3: 80, 6: 96, 9: 112, 12: 128, 15: 144, 18: 160, 21: 176, 24: 192, 27: 208, 30: 224}),
+    ((128, 5, 16), {0: 128, 5: 144, 10: 160, 15: 176, 20: 192, 25: 208, 30: 224}),
+    ((128, 3, 16), {0: 128, 3: 144, 6: 160, 9: 176, 12: 192, 15: 208, 18: 224}),
+]
+
+
+@pytest.mark.parametrize(("schedule", "begins"), PUBLISHED)
+def test_published_curricula_by_epochs(schedule, begins):
+    initial_size, epochs_per_stage, size_step = schedule
+    settings = {"initial_size": initial_size, "size_step": size_step, "final_size": 224}
+
+    def size_at(epoch):
+        return image_size(epoch, stage_length=epochs_per_stage, **settings)
+
+    for epoch, size in begins.items():
+        assert size_at(epoch) == size
+        assert size_at(epoch + 0.999) == size  # within its first epoch
+        if epoch:
+            assert size_at(epoch - 1) == size - size_step
+            assert size_at(epoch - 1e-4) == size - size_step  # up to the last step before the border
+    assert size_at(max(begins) + 300) == 224
+    assert curriculum_sizes(initial_size, size_step, 224) == list(begins.values())
+
+
+@pytest.mark.parametrize("stages", range(1, 30))
+def test_a_curriculum_by_budget_changes_size_at_its_fractions(stages):
+    length = 1 / (stages + 1)  # 1/3, 0.1, ...: not all of them exact in binary
+    for stage in range(stages + 1):
+        settings = {"initial_size": 16, "size_step": 16, "stage_length": length, "final_size": 16 * (stages + 1)}
+        assert image_size(stage * length, **settings) == 16 * (stage + 1)
+        assert image_size((stage + 1) * length - 1e-6, **settings) == 16 * (stage + 1)
+
+
+def test_the_last_step_of_a_curriculum_ends_at_the_final_size():
+    assert curriculum_sizes(32, 64, 224) == [32, 96, 160, 224]
+    assert curriculum_sizes(128, 64, 224) == [128, 192, 224]
+    assert curriculum_sizes(224, 32, 224) == [224]
+    assert image_size(2, initial_size=128, size_step=64, stage_length=1, final_size=224) == 224
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"),
+    [
+        (0, 1.25e-4),
+        (18, 1.2399e-4),  # where the authors' baseline ended: hardly decayed
+        (150, (1.25e-4 + 1e-5) / 2),
+        (299, 1e-5 + 1.15e-4 * (1 + math.cos(math.pi * 299 / 300)) / 2),
+        (300, 1e-5),
+        (1000, 1e-5),
+    ],
+)
+def test_the_papers_learning_rate(epoch, expected):
+    assert learning_rate(epoch / 300, peak=1.25e-4, minimum=1e-5) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("warmup", "factor"), [(0, 0), (0.25, 0.25), (1, 1), (7, 1)])
+def test_warm_up_is_linear_from_zero(warmup, factor):
+    assert learning_rate(0.0, peak=2.0, minimum=0.0, warmup=warmup) == pytest.approx(2.0 * factor)
