@@ -1,0 +1,180 @@
+"""The `vit24h` command: reads the command line, calls the room that does the work, turns errors into one line.
+
+Exit status: 0 success, 1 something failed, 2 something the user can mend, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vit24h import __version__, paths
+from vit24h.config import load_config
+from vit24h.errors import UserError
+from vit24h.suite import DEFAULT_ARMS, Suite, data_overrides
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"vit24h: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left: `vit24h ... | head`
+        sys.stderr.close()
+        return 1
+
+
+# -- commands; torch is imported only where it is needed, so that help and errors come at once -----------------------
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = load_config(options.config, profile=options.profile, overrides=_overrides(options))
+    run_dir = options.run_dir or paths.runs() / config.profile / config.name / f"seed{config.seed}"
+
+    from vit24h.engine.interruption import Interrupted, stop_when_parent_dies
+    from vit24h.engine.train import TrainingFailed, train
+
+    suite_process = os.environ.get("VIT24H_SUITE_PROCESS")
+    if suite_process:
+        stop_when_parent_dies(int(suite_process))
+    try:
+        result = train(config, run_dir)
+    except Interrupted as stopped:
+        print(f"stopped and saved in {run_dir}; the same command goes on from here", flush=True)
+        return stopped.exit_status
+    except TrainingFailed as error:
+        print(f"vit24h: {config.name} seed {config.seed} failed: {error}", file=sys.stderr)
+        return 1
+    if not suite_process:  # which says so itself
+        print(f"{config.name} seed {config.seed}: top-1 {result['top1']:.2f} %, record in {run_dir}")
+    return 0
+
+
+def _suite(options: argparse.Namespace) -> int:
+    if options.quick and options.profile not in (None, "quick"):
+        raise UserError(f"--quick is --profile quick: it does not go with --profile {options.profile}")
+    profile = "quick" if options.quick else options.profile or "full"
+    suite = Suite.plan(
+        profile=profile,
+        arms=options.arms,
+        seeds=options.seeds,
+        data=options.data,
+        overrides=options.overrides,
+        name=options.name,
+    )
+    return suite.run()
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from vit24h.engine.evaluate_run import evaluate_run
+
+    result = evaluate_run(options.run_dir, data=options.data)
+    print(
+        f"top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %, loss {result['val_loss']:.4f} "
+        f"on {result['images']:,} images"
+    )
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from vit24h.report import write_report
+
+    if not options.folder.is_dir():
+        raise UserError(f"{options.folder}: no such folder; expected a suite's, such as {paths.runs()}/quick")
+    files = write_report(options.folder, notebooks=options.notebooks)
+    print(f"report in {files.folder}")
+    return 0
+
+
+# -- the command line -----------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vit24h", description="Train a Vision Transformer from scratch within 24 hours on one GPU."
+    )
+    parser.add_argument("--version", action="version", version=f"vit24h {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = _command(
+        commands,
+        "train",
+        _train,
+        "train one arm; on the same folder again, it goes on",
+        "vit24h train paper/combined --profile quick",
+    )
+    train.add_argument("config", help="a YAML file, or the name of one in configs/, such as paper/combined")
+    train.add_argument("--profile", help="a YAML file, or one of configs/profiles: full, paper-epochs, mini, quick")
+    train.add_argument("--run-dir", type=Path, help="the run's folder (default: runs/PROFILE/ARM/seedK)")
+    train.add_argument("--seed", type=int, help="the same as --set seed=K")
+    _add_data_and_overrides(train)
+
+    suite = _command(
+        commands,
+        "suite",
+        _suite,
+        "train several arms one after another, then report; again, it goes on",
+        "vit24h suite --profile full --data /data/imagenet --seeds 0,1",
+    )
+    suite.add_argument("--quick", action="store_true", help="the smoke mode: --profile quick, on drawn images")
+    suite.add_argument("--profile", help="a YAML file, or one of configs/profiles (default: full)")
+    suite.add_argument("--arms", type=_names, default=DEFAULT_ARMS, help=f"default: {','.join(DEFAULT_ARMS)}")
+    suite.add_argument("--seeds", type=_seeds, default=[0], help="such as 0,1,2 (default: 0)")
+    suite.add_argument("--name", help="the suite's folder below runs/ (default: the profile's name)")
+    _add_data_and_overrides(suite)
+
+    evaluate = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "accuracy of a finished run's weights",
+        "vit24h evaluate runs/quick/combined/seed0",
+    )
+    evaluate.add_argument("run_dir", type=Path, metavar="RUN")
+    evaluate.add_argument("--data", type=Path, help="the dataset's folder, where it is not the run's own")
+
+    report = _command(
+        commands, "report", _report, "tables, figures and executed notebooks of a suite", "vit24h report runs/quick"
+    )
+    report.add_argument("folder", type=Path, metavar="SUITE", help="a folder with run folders below it")
+    report.add_argument("--no-notebooks", dest="notebooks", action="store_false", help="tables and figures only")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_data_and_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="such as budget.hours=12"
+    )
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    seed = [] if options.seed is None else [f"seed={options.seed}"]
+    return [*data_overrides(options.data), *seed, *options.overrides]
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(seed) for seed in _names(text)]

@@ -1,0 +1,28 @@
+"""From files to batches: the index of a dataset, decoding, augmentation, order, the loader, drawn images.
+
+Must not know: models, the clock, what an epoch means to training.
+"""
+
+from vit24h.data.augment import EvalTransform, TrainTransform, draw_erasing_box
+from vit24h.data.device import DeviceAugment
+from vit24h.data.index import Dataset, FolderIndex, ImageSource, open_dataset
+from vit24h.data.loader import Batch, BatchPlan, EvalLoader, TrainLoader
+from vit24h.data.order import EpochOrder
+from vit24h.data.synthetic import draw_images
+
+__all__ = [
+    "Batch",
+    "BatchPlan",
+    "Dataset",
+    "DeviceAugment",
+    "EpochOrder",
+    "EvalLoader",
+    "EvalTransform",
+    "FolderIndex",
+    "ImageSource",
+    "TrainLoader",
+    "TrainTransform",
+    "draw_erasing_box",
+    "draw_images",
+    "open_dataset",
+]

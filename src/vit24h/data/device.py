@@ -1,0 +1,123 @@
+"""What happens to a whole batch on the device: normalisation, random erasing, mixup or cutmix.
+
+Batches arrive as uint8, so that a quarter of the bytes cross the bus, and become float here.
+
+Must not know: files, PIL, the model.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from vit24h.config import AugmentationConfig
+from vit24h.data.augment import Box
+from vit24h.data.loader import Batch
+from vit24h.data.randomness import Stream, generator
+
+
+class DeviceAugment:
+    """The part of the recipe that works on batches (METHOD.md, recipe). On CPU and GPU alike.
+
+    Every draw is a function of the seed and the batch's (epoch, position).
+
+    Args:
+        augmentation: probabilities and strengths.
+        mean, std: of the normalisation, in units of full scale.
+        num_classes: width of the targets.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        augmentation: AugmentationConfig,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        num_classes: int,
+        seed: int,
+    ):
+        self._augmentation = augmentation
+        self._mean = mean
+        self._std = std
+        self._num_classes = num_classes
+        self._seed = seed
+
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of a training step.
+
+        Returns:
+            images: (B, 3, H, W) float32, normalised, erased, mixed.
+            targets: (B, num_classes) float32, each row of sum 1. Not smoothed: that is the loss's business, as
+                `F.cross_entropy(logits, targets, label_smoothing=…)` smooths soft targets just as well, smoothing
+                and mixing being linear.
+        """
+        images = self.normalise(batch.images)
+        if self._augmentation.erasing_probability > 0:
+            images = _erase(images, batch.erasing_boxes, self._noise(images, batch))
+        targets = F.one_hot(batch.labels, self._num_classes).float()
+        return self._mix(images, targets, generator(Stream.MIX, self._seed, batch.epoch, batch.position))
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 3, H, W) to float32 of mean 0 and deviation 1 on ImageNet; all that evaluation does."""
+        mean = torch.tensor(self._mean, device=images.device).view(1, 3, 1, 1) * 255
+        std = torch.tensor(self._std, device=images.device).view(1, 3, 1, 1) * 255
+        return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
+
+    def _noise(self, images: torch.Tensor, batch: Batch) -> torch.Tensor:
+        seed = generator(Stream.ERASING_NOISE, self._seed, batch.epoch, batch.position).integers(2**63)
+        return torch.randn(
+            images.shape, device=images.device, generator=torch.Generator(images.device).manual_seed(int(seed))
+        )
+
+    def _mix(
+        self, images: torch.Tensor, targets: torch.Tensor, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mixup or cutmix of the whole batch with itself in reverse, with one lambda.
+
+        In reverse, as in the paper, and not rolled by one as in torchvision's MixUp and CutMix: with repeated
+        augmentation the neighbour is most often another crop of the same image, and two thirds of the pairs would
+        mix nothing.
+        """
+        augmentation = self._augmentation
+        mixup, cutmix = augmentation.mixup_alpha > 0, augmentation.cutmix_alpha > 0
+        if not mixup and not cutmix:
+            return images, targets
+        if mixup and cutmix:
+            cutmix = rng.random() < augmentation.cutmix_switch_probability
+        share = rng.beta(*[augmentation.cutmix_alpha if cutmix else augmentation.mixup_alpha] * 2)  # that stays
+        if cutmix:
+            height, width = images.shape[-2:]
+            top, left, box_height, box_width = draw_cutmix_box(height, width, share, rng)
+            rows, columns = slice(top, top + box_height), slice(left, left + box_width)
+            images[:, :, rows, columns] = images[:, :, rows, columns].flip(0)
+            share = 1 - box_height * box_width / (height * width)
+        else:
+            images = torch.lerp(images.flip(0), images, share)
+        return images, torch.lerp(targets.flip(0), targets, share)
+
+
+def draw_cutmix_box(height: int, width: int, share: float, rng: np.random.Generator) -> Box:
+    """The box that cutmix pastes (Yun et al., arXiv 1905.04899).
+
+    Its sides are √(1 − share) of the image's, its centre is anywhere in the image, and what lies outside is cut off:
+    the box's own area, not `share`, says how much was pasted.
+    """
+    side = math.sqrt(1 - share)
+    box_height, box_width = int(height * side), int(width * side)
+    centre_y, centre_x = int(rng.integers(height)), int(rng.integers(width))
+    top, bottom = max(centre_y - box_height // 2, 0), min(centre_y + (box_height + 1) // 2, height)
+    left, right = max(centre_x - box_width // 2, 0), min(centre_x + (box_width + 1) // 2, width)
+    return top, left, bottom - top, right - left
+
+
+def _erase(images: torch.Tensor, boxes: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """`images` with `noise` inside each one's box."""
+    top, left, height, width = boxes[:, :, None].unbind(1)  # (B, 1) each
+    rows = torch.arange(images.shape[2], device=images.device)
+    columns = torch.arange(images.shape[3], device=images.device)
+    inside_rows = (rows >= top) & (rows < top + height)  # (B, H)
+    inside_columns = (columns >= left) & (columns < left + width)  # (B, W)
+    return torch.where((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], noise, images)

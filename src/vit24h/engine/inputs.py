@@ -1,0 +1,107 @@
+"""From a configuration to its data: dataset, loaders, augmentation. Where `engine` meets `data`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit24h import paths
+from vit24h.config import Config, DataConfig
+from vit24h.data import (
+    BatchPlan,
+    Dataset,
+    DeviceAugment,
+    EpochOrder,
+    EvalLoader,
+    EvalTransform,
+    TrainLoader,
+    TrainTransform,
+    draw_erasing_box,
+    draw_images,
+    open_dataset,
+)
+from vit24h.engine.device import select_workers
+from vit24h.errors import UserError
+
+
+def open_configured_dataset(config: DataConfig) -> Dataset:
+    """The dataset that a configuration names; drawn first where it is to be drawn.
+
+    Raises:
+        UserError: none is named, or what is named is not one.
+    """
+    if config.synthetic:
+        return open_dataset(draw_images(paths.image_cache() / "drawn-images"))
+    if config.path is None:
+        raise UserError("no dataset: give the folder that has train/ and val/ with --data DIR (or --set data.path=DIR)")
+    return open_dataset(config.path)
+
+
+def dataset_facts(config: DataConfig, dataset: Dataset) -> dict[str, Any]:
+    """What a record says of its dataset; no path but the folder's name, because records are published."""
+    return {
+        "name": "drawn images" if config.synthetic else Path(config.path).resolve().name,
+        "fingerprint": dataset.fingerprint,
+        "train_images": len(dataset.train),
+        "val_images": len(dataset.val),
+        "classes": len(dataset.classes),
+    }
+
+
+def epoch_order(config: Config, dataset: Dataset) -> EpochOrder:
+    """The order of training samples.
+
+    Raises:
+        UserError: an epoch would hold no batch.
+    """
+    data = config.data
+    order = EpochOrder(len(dataset.train), config.seed, data.repeated_augmentation, data.epoch_multiple)
+    if order.samples_per_epoch < config.optimizer.batch_size:
+        raise UserError(
+            f"optimizer.batch_size {config.optimizer.batch_size}: more than the {order.samples_per_epoch} samples of "
+            f"an epoch of this dataset: set it to at most {order.samples_per_epoch}"
+        )
+    return order
+
+
+def train_loader(
+    config: Config,
+    dataset: Dataset,
+    order: EpochOrder,
+    plan: Callable[[int, int], BatchPlan],
+    *,
+    device: torch.device,
+    start_epoch: int,
+    start_position: int,
+) -> TrainLoader:
+    augmentation = config.augmentation
+    return TrainLoader(
+        dataset.train,
+        order,
+        TrainTransform(augmentation, config.data.mean),
+        lambda image_size, rng: draw_erasing_box(augmentation, image_size, rng),
+        seed=config.seed,
+        workers=select_workers(config.runtime.workers, device),
+        prefetch_batches=config.runtime.prefetch_batches,
+        pin_memory=device.type == "cuda",
+        plan=plan,
+        start_epoch=start_epoch,
+        start_position=start_position,
+    )
+
+
+def eval_loader(config: Config, dataset: Dataset, *, device: torch.device) -> EvalLoader:
+    return EvalLoader(
+        dataset.val,
+        EvalTransform(config.model.image_size, config.data.eval_resize_ratio),
+        batch_size=config.runtime.eval_batch_size,
+        workers=select_workers(config.runtime.workers, device),
+        pin_memory=device.type == "cuda",
+    )
+
+
+def device_augment(config: Config, num_classes: int) -> DeviceAugment:
+    return DeviceAugment(config.augmentation, config.data.mean, config.data.std, num_classes, config.seed)

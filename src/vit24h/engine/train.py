@@ -1,0 +1,586 @@
+"""Training one arm: from a configuration to a finished run folder, through any number of stops.
+
+`train` is the way in; `Training.run` is the loop. What a step does is in `step.py`, what time is in `budget.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save
+from torch import Tensor
+
+from vit24h import schedules
+from vit24h.budget import BudgetClock, Position
+from vit24h.config import Config, read_config
+from vit24h.data import BatchPlan, Dataset, EvalLoader, TrainLoader
+from vit24h.engine import device as devices
+from vit24h.engine import inputs
+from vit24h.engine.checkpoint import load_newest_checkpoint, save_checkpoint
+from vit24h.engine.ema import WeightAverage
+from vit24h.engine.evaluate import evaluate
+from vit24h.engine.interruption import Interrupted, StopSignals
+from vit24h.engine.optim import build_optimizer
+from vit24h.engine.step import TrainStep
+from vit24h.errors import UserError
+from vit24h.models import build_model, count_macs
+from vit24h.progress import TrainDisplay
+from vit24h.records import RunFolder, capture_environment
+from vit24h.records.folder import replace_file, write_json, write_yaml
+from vit24h.records.reader import read_rows
+
+_HEARTBEAT_S = 5.0
+_NON_FINITE_IN_A_ROW = 10
+_IMAGES_PER_CORRUPT = 1000  # more corrupt images than one in this many end the run
+_CORRUPT_BEFORE_A_RATE = 10  # so many say nothing yet about a large dataset of which little has been read
+
+
+class TrainingFailed(Exception):  # noqa: N818
+    """The run cannot go on; the message says why, and what can be done."""
+
+
+class _NonFiniteLoss(TrainingFailed):
+    """Many steps in a row had no finite loss: what the last checkpoint is there for."""
+
+
+def train(config: Config, run_dir: Path, *, display: TrainDisplay | None = None) -> dict[str, Any]:
+    """Train `config` in `run_dir` until its budget is spent, or go on where a stopped run left off.
+
+    Returns:
+        The content of `result.json`. A finished run is not touched.
+
+    Raises:
+        UserError: the configuration, the dataset or the folder cannot be used as they are.
+        Interrupted: Ctrl-C or SIGTERM; the run is saved.
+        TrainingFailed: the loss stays non-finite, or the dataset is damaged.
+    """
+    display = display or TrainDisplay(f"{config.name} seed {config.seed}")
+    _require_same_config(config, run_dir)
+    with RunFolder(run_dir) as folder, StopSignals() as stop, display:
+        if folder.result.is_file():
+            return json.loads(folder.result.read_text(encoding="utf-8"))
+        for last_try in (False, True):
+            training = Training(config, folder, stop, display)
+            try:
+                return training.run()
+            except _NonFiniteLoss as error:
+                if last_try:
+                    training.record_end("failed", str(error))
+                    raise
+                training.incident("rollback", reason=str(error))
+                training.beat()  # what is thrown away now is lost time
+            except (TrainingFailed, UserError) as error:
+                training.record_end("failed", str(error))
+                raise
+            finally:
+                training.close()
+        raise AssertionError("the last try returns or raises")
+
+
+@dataclass
+class _Epoch:
+    """Sums over the epoch now running; part of a checkpoint."""
+
+    loss_sum: float = 0.0
+    losses: int = 0  # steps whose loss was finite
+    images: int = 0
+    data_wait_s: float = 0.0
+    begin_train_s: float = 0.0
+    complete: bool = True  # False: the run began or ended within it
+
+
+@dataclass
+class _Progress:
+    """What else a checkpoint must hold for the run to go on as if it had not stopped."""
+
+    image_size: int = 0  # of the stage now running; 0 before the first step
+    evaluated_step: int = -1
+    top1: float | None = None
+    non_finite_in_a_row: int = 0
+    corrupt_images: list[str] = field(default_factory=list)
+
+
+class Training:
+    """A run in progress: model, optimiser, data, clock, and the folder they are recorded in."""
+
+    def __init__(self, config: Config, folder: RunFolder, stop: StopSignals, display: TrainDisplay) -> None:
+        self.config, self.folder, self.stop, self.display = config, folder, stop, display
+        self.device = devices.select_device(config.runtime.device)
+        devices.limit_threads(self.device)
+        self.clock = BudgetClock(config.budget, synchronize=lambda: devices.synchronize(self.device))
+        self.loader: TrainLoader | None = None
+        self.eval_loader: EvalLoader | None = None
+        self.epoch, self.state = _Epoch(), _Progress()
+        self._pending: list[tuple[int, Tensor]] = []  # (step, loss on the device) not read back yet
+        self._last_row: dict[str, Any] = {}
+        self._images_per_s = math.nan  # of the last epoch
+
+        dataset = inputs.open_configured_dataset(config.data)
+        order = inputs.epoch_order(config, dataset)
+        self.position = Position(order.samples_per_epoch)
+        self._train_images = len(dataset.train)
+
+        precision = devices.select_precision(config, self.device)
+        self.accelerator = Accelerator(
+            cpu=self.device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision
+        )
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, num_classes=len(dataset.classes))
+        self.facts = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "macs": count_macs(model, config.model.image_size),
+            "num_classes": len(dataset.classes),
+            "samples_per_epoch": order.samples_per_epoch,
+            "precision": precision,
+        }
+        model.to(self.device)
+        self.average = WeightAverage(model, config.optimizer.ema_decay)
+        self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, config.optimizer))
+        augment = inputs.device_augment(config, len(dataset.classes))
+        self.normalize = augment.normalise
+        self.step = TrainStep(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            augment,
+            self.average,
+            label_smoothing=config.augmentation.label_smoothing,
+        )
+
+        self._begin_or_resume(dataset)
+        self._planned_step = self.position.step
+        self._stage_begin = (self.position.step, self.clock.counted_s)
+        self.loader = inputs.train_loader(
+            config,
+            dataset,
+            order,
+            self.plan,
+            device=self.device,
+            start_epoch=self.position.epoch,
+            start_position=self.position.sample,
+        )
+        self.eval_loader = inputs.eval_loader(config, dataset, device=self.device)
+        self._last_beat = self._last_checkpoint = time.monotonic()
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train until the budget is spent; the content of `result.json`."""
+        position, config = self.position, self.config
+        self.model.train()
+        with self.clock.phase("train"):
+            while True:
+                if self._evaluation_due():
+                    self.evaluate()
+                if self.stop.requested():
+                    self._save_and_leave()
+                if self.budget_spent():
+                    break
+
+                waiting_since = time.monotonic()
+                batch = next(self.loader)
+                self.epoch.data_wait_s += time.monotonic() - waiting_since
+                if batch.image_size != self.state.image_size:
+                    self._begin_stage(batch.image_size)
+
+                learning_rate = self.learning_rate()
+                loss = self.step(batch.to(self.device, non_blocking=True), learning_rate)
+
+                position.advance(len(batch.labels), last_of_epoch=batch.last_of_epoch)
+                self.epoch.images += len(batch.labels)
+                self._last_row = {"batch_size": len(batch.labels), "learning_rate": learning_rate}
+                self._pending.append((position.step, loss))
+                self._note_corrupt_images(batch.incidents)
+                if position.epoch_ended or len(self._pending) >= config.runtime.log_every_steps:
+                    self._read_losses()
+                if position.epoch_ended:
+                    self._end_epoch()
+                if time.monotonic() - self._last_checkpoint > 60 * config.runtime.checkpoint_minutes:
+                    self.checkpoint()
+                if time.monotonic() - self._last_beat > _HEARTBEAT_S:
+                    self.beat()
+
+            self._read_losses()
+            if not position.epoch_ended:
+                self.epoch.complete = False
+                self._end_epoch()
+            if self.state.evaluated_step != position.step:
+                self.evaluate()
+            if self.stop.requested():
+                self._save_and_leave()
+        return self._finish()
+
+    def progress(self, *, steps_ahead: int = 0) -> float:
+        """The fraction of the budget spent when `steps_ahead` more steps are done; exact unless the budget is hours."""
+        budget = self.config.budget
+        if budget.hours is None:
+            return self.clock.progress(
+                epochs=self.position.epochs
+                + steps_ahead * self.config.optimizer.batch_size / self.position.samples_per_epoch,
+                steps=self.position.step + steps_ahead,
+            )
+        begin_step, begin_s = self._stage_begin
+        now_s, steps = self.clock.counted_s, self.position.step - begin_step
+        seconds_per_step = (now_s - begin_s) / steps if steps else 0.0
+        return (now_s + steps_ahead * seconds_per_step) / (budget.hours * 3600)
+
+    def budget_spent(self) -> bool:
+        return self.clock.expired(epochs=self.position.epochs, steps=self.position.step)
+
+    def plan(self, epoch: int, sample: int) -> BatchPlan:
+        """Image and batch size of the next batch that the loader is asked for, some steps before it is trained on.
+
+        So the first batches of a stage are ready when it begins, and nothing decoded is thrown away.
+        """
+        model, curriculum = self.config.model, self.config.curriculum
+        steps_ahead = self._planned_step - self.position.step
+        self._planned_step += 1
+        size = model.image_size
+        if curriculum.initial_size is not None:
+            by_epochs = curriculum.epochs_per_stage is not None
+            size = schedules.image_size(
+                epoch + sample / self.position.samples_per_epoch
+                if by_epochs
+                else self.progress(steps_ahead=steps_ahead),
+                initial_size=curriculum.initial_size,
+                size_step=curriculum.size_step,
+                stage_length=curriculum.epochs_per_stage if by_epochs else curriculum.budget_fraction_per_stage,
+                final_size=model.image_size,
+            )
+        return BatchPlan(image_size=size, batch_size=self.config.optimizer.batch_size)
+
+    def learning_rate(self) -> float:
+        """Of the step to come: set once an epoch over `schedule_epochs` (paper), or at every step over the budget."""
+        optimizer, position = self.config.optimizer, self.position
+        return schedules.learning_rate(
+            position.epoch / optimizer.schedule_epochs if optimizer.schedule_epochs is not None else self.progress(),
+            peak=optimizer.learning_rate,
+            minimum=optimizer.min_learning_rate,
+            warmup=position.epochs / optimizer.warmup_epochs if optimizer.warmup_epochs else 1.0,
+        )
+
+    def evaluate(self) -> None:
+        """Raw and averaged weights on all validation images; nothing is recorded where a stop comes in between."""
+        with self.clock.phase("eval"):
+            self.display.note("evaluating")
+            models = {"raw": self.accelerator.unwrap_model(self.model), "ema": self.average.model}
+            results = evaluate(
+                models, self.eval_loader, self.normalize, self.accelerator, stopped=self._stopped_or_beat
+            )
+        if results is None:
+            return
+        self.state.evaluated_step = self.position.step
+        self.state.top1 = results["raw"]["top1"]
+        averaged = {key: value for key, value in results["ema"].items() if key != "images"}
+        self.record("eval", **results["raw"], ema=averaged)
+        self._show(force=True)
+
+    # -- what is kept -----------------------------------------------------------------------------------------------
+
+    def record(self, event: str, **content: Any) -> None:
+        """A row of `log.jsonl`: where the run is, the clock, and `content`."""
+        row = {
+            "event": event,
+            "epoch": self.position.epoch,
+            "step": self.position.step,
+            "samples_seen": self.position.samples_seen,
+            "image_size": self.state.image_size or self.config.model.image_size,
+            "batch_size": self.config.optimizer.batch_size,
+            "learning_rate": self.config.optimizer.learning_rate,
+            **self._last_row,
+            "clock": _rounded(self.clock.seconds()),
+        }
+        self.folder.append({**row, **content})
+
+    def incident(self, kind: str, **details: Any) -> None:
+        self.record("incident", kind=kind, **details)
+        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in details.items())
+        self.display.message(f"{kind.replace('_', ' ')}: {told}")
+
+    def record_end(self, reason: str, message: str | None = None, *, saved: bool = False) -> None:
+        self.record("end", reason=reason, message=message, saved=saved)
+
+    def checkpoint(self) -> bool:
+        """Save everything. False where the disk did not take it: then the one before is intact and the run goes on."""
+        self._read_losses()
+        begin = time.monotonic()
+        with self.clock.phase("checkpoint"):
+            try:
+                path = save_checkpoint(self.folder.checkpoints, self.position.step, self._state_dict())
+            except OSError as error:
+                self.incident("checkpoint_not_saved", reason=str(error))
+                path = None
+        self._last_checkpoint = time.monotonic()
+        if path is not None:
+            self.record("checkpoint", file=path.name, seconds=round(self._last_checkpoint - begin, 3))
+        self.beat()
+        return path is not None
+
+    def beat(self) -> None:
+        """Note the clock beside the log, so that a kill can be told how much it lost; and show where the run is."""
+        self._last_beat = time.monotonic()
+        status = {
+            "step": self.position.step,
+            "epochs": self.position.epochs,
+            "progress": self.progress(),
+            "image_size": self.state.image_size,
+            "top1": self.state.top1,
+            "clock": _rounded(self.clock.seconds()),
+        }
+        write_json(self.folder.heartbeat, status, sync=False)
+        self._show()
+
+    def close(self) -> None:
+        for loader in (self.loader, self.eval_loader):
+            if loader is not None:
+                loader.close()
+
+    # -- private ----------------------------------------------------------------------------------------------------
+
+    def _state_dict(self) -> dict[str, Any]:
+        scaler, on_gpu = self.accelerator.scaler, self.device.type == "cuda"
+        return {
+            "model": self.accelerator.unwrap_model(self.model).state_dict(),
+            "average": self.average.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "random": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if on_gpu else None},
+            "position": self.position.state_dict(),
+            "clock": self.clock.seconds(),
+            "epoch": asdict(self.epoch),
+            "progress": asdict(self.state),
+            "last_row": self._last_row,
+            "log_rows": self.folder.rows,
+        }
+
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.average.model.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"]["cpu"].cpu())
+        if state["random"]["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random"]["cuda"].cpu())
+        self.position = Position(**state["position"])
+        self.epoch = _Epoch(**state["epoch"])
+        self.state = _Progress(**state["progress"])
+        self._last_row = state["last_row"]
+
+    def _begin_or_resume(self, dataset: Dataset) -> None:
+        folder, config = self.folder, self.config
+        environment = capture_environment(
+            gpu=devices.gpu_facts(self.device),
+            dataset=inputs.dataset_facts(config.data, dataset),
+            seed=config.seed,
+            processes=self.accelerator.num_processes,
+        )
+        if not folder.rows:
+            write_yaml(folder.config, config.to_dict())
+            write_json(folder.environment, environment)
+            self.record("start", **self.facts)
+            return
+
+        began_with = json.loads(folder.environment.read_text(encoding="utf-8"))
+        if began_with["dataset"]["fingerprint"] != dataset.fingerprint:
+            raise UserError(
+                f"{config.data.path}: not the images that {folder.path} began with (other names, sizes or classes): "
+                "give --data the same dataset, or train in another folder"
+            )
+        damaged: list[tuple[Path, str]] = []
+        state = load_newest_checkpoint(folder.checkpoints, self.device, damaged=lambda *found: damaged.append(found))
+        if state is not None:
+            self._load_state_dict(state)
+        clock = state["clock"] if state is not None else dict.fromkeys(self.clock.seconds(), 0.0)
+        last = read_rows(folder.log)[-1]
+        if last["event"] == "end" and last.get("saved"):  # stopped in order: only the time to save came after it
+            self.clock.load_state_dict(last["clock"], lost_s=0.0)
+        else:
+            self.clock.load_state_dict(clock, lost_s=max(0.0, _last_known_wall_s(folder, last) - clock["wall_s"]))
+        changed = {key: value for key, value in environment.items() if began_with.get(key) != value}
+        self.record("resume", rows=state["log_rows"] if state else 0, environment_changes=changed, **self.facts)
+        for path, reason in damaged:
+            self.incident("damaged_checkpoint", file=path.name, reason=reason)
+
+    def _evaluation_due(self) -> bool:
+        every, position = self.config.evaluation.every_epochs, self.position
+        return (
+            position.epoch_ended
+            and every > 0
+            and position.epoch % every == 0
+            and self.state.evaluated_step != position.step
+        )
+
+    def _begin_stage(self, image_size: int) -> None:
+        """Save at the border, so that a stop in a stage never goes back into the one before."""
+        if self.state.image_size and not self.checkpoint():
+            self.display.message("the stage begins without a new checkpoint")
+        self.state.image_size = image_size
+        self._stage_begin = (self.position.step, self.clock.counted_s)
+        self.record("stage")
+
+    def _end_epoch(self) -> None:
+        epoch, train_s = self.epoch, self.clock.seconds()["train_s"]
+        epoch_s = train_s - epoch.begin_train_s
+        self.record(
+            "epoch",
+            train_loss=epoch.loss_sum / epoch.losses if epoch.losses else math.nan,
+            images_per_s=self._epoch_images_per_s(),
+            data_wait_s=epoch.data_wait_s,
+            epoch_s=epoch_s,
+            images=epoch.images,
+            complete=epoch.complete,
+        )
+        self._images_per_s = self._epoch_images_per_s()
+        self.epoch = _Epoch(begin_train_s=train_s)
+
+    def _epoch_images_per_s(self) -> float:
+        epoch_s = self.clock.seconds()["train_s"] - self.epoch.begin_train_s
+        return self.epoch.images / epoch_s if epoch_s > 0 else math.nan
+
+    def _read_losses(self) -> None:
+        """Bring the losses of the last steps back from the device: the only wait for it in the loop."""
+        if not self._pending:
+            return
+        losses = torch.stack([loss for _, loss in self._pending]).tolist()
+        steps = [step for step, _ in self._pending]
+        self._pending.clear()
+        scaled = self.accelerator.scaler is not None
+        for step, loss in zip(steps, losses, strict=True):
+            if math.isfinite(loss):
+                self.epoch.loss_sum += loss
+                self.epoch.losses += 1
+                self.state.non_finite_in_a_row = 0
+                continue
+            self.state.non_finite_in_a_row += 1
+            self.incident("non_finite_loss", at_step=step, loss=loss)
+            if self.state.non_finite_in_a_row >= _NON_FINITE_IN_A_ROW:
+                raise _NonFiniteLoss(
+                    f"the loss was not finite for {_NON_FINITE_IN_A_ROW} steps in a row, up to step {step}: lower "
+                    "optimizer.learning_rate" + (" or set optimizer.precision=bf16" if scaled else "")
+                )
+
+    def _note_corrupt_images(self, incidents: list[dict[str, Any]]) -> None:
+        seen = self.state.corrupt_images
+        for found in incidents:
+            if found["path"] in seen:
+                continue
+            seen.append(found["path"])
+            self.incident(**found)
+        read = min(self.position.samples_seen / self.config.data.repeated_augmentation, self._train_images)
+        allowed = min(
+            max(read / _IMAGES_PER_CORRUPT, _CORRUPT_BEFORE_A_RATE), max(self._train_images / _IMAGES_PER_CORRUPT, 1)
+        )
+        if incidents and len(seen) > allowed:
+            raise TrainingFailed(
+                f"{len(seen)} corrupt images among the first {read:.0f}, more than 1 in {_IMAGES_PER_CORRUPT}: restore "
+                f"them and start again: {', '.join(seen[:20])}{' ...' if seen[20:] else ''}"
+            )
+
+    def _stopped_or_beat(self) -> bool:
+        if time.monotonic() - self._last_beat > _HEARTBEAT_S:
+            self.beat()
+        return self.stop.requested()
+
+    def _save_and_leave(self) -> None:
+        saved = self.checkpoint()
+        self.record_end("interrupted", saved=saved)
+        if saved:
+            self.folder.heartbeat.unlink(missing_ok=True)
+        raise Interrupted(self.stop.received)
+
+    def _finish(self) -> dict[str, Any]:
+        config, position = self.config, self.position
+        with self.clock.phase("checkpoint"):
+            weights = self.accelerator.unwrap_model(self.model).state_dict()
+            replace_file(self.folder.weights, save({name: t.contiguous().cpu() for name, t in weights.items()}))
+        rows = read_rows(self.folder.log)
+        final = next(row for row in reversed(rows) if row["event"] == "eval")
+        clock = _rounded(self.clock.seconds())
+        result = {
+            "name": config.name,
+            "profile": config.profile,
+            "smoke": config.smoke,
+            "seed": config.seed,
+            **{key: final[key] for key in ("top1", "top5", "val_loss", "images", "ema")},
+            "epochs": position.epochs,
+            "steps": position.step,
+            "samples_seen": position.samples_seen,
+            "image_size": self.state.image_size,  # of the last stage trained
+            "train_hours": clock["train_s"] / 3600,
+            "clock": clock,
+            **self.facts,
+            "budget": asdict(config.budget),
+            "incidents": sum(row["event"] == "incident" for row in rows),
+            "completed": True,
+        }
+        self.record_end("budget", saved=True)
+        write_json(self.folder.result, result)
+        self.folder.heartbeat.unlink(missing_ok=True)
+        for checkpoint in self.folder.checkpoints.glob("step-*.pt"):  # the weights are in model.safetensors
+            checkpoint.unlink()
+        return result
+
+    def _show(self, *, force: bool = False) -> None:
+        progress, budget = self.progress(), self.config.budget
+        train_s = self.clock.seconds()["train_s"]
+        if budget.hours is not None:
+            left_s = budget.hours * 3600 - self.clock.counted_s
+        else:
+            left_s = train_s * (1 - progress) / progress if progress else math.nan
+        self.display.update(
+            progress=progress,
+            image_size=self.state.image_size,
+            epochs=self.position.epochs,
+            top1=self.state.top1,
+            images_per_s=self._epoch_images_per_s() if self.epoch.images else self._images_per_s,
+            left_s=max(0.0, left_s),
+            force=force,
+        )
+
+
+def _require_same_config(config: Config, run_dir: Path) -> None:
+    """A run folder holds one run: refuse another configuration's, naming what differs."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return
+    theirs, ours = read_config(path).to_dict(), config.to_dict()
+    for side in (theirs, ours):
+        side.pop("runtime")  # changes no result
+        side["data"].pop("path")  # may have moved; its fingerprint is compared instead
+    if differing := _differences(theirs, ours):
+        told = "; ".join(differing[:3]) + (" ..." if differing[3:] else "")
+        raise UserError(
+            f"{run_dir}: holds a run of another configuration ({told}): choose another folder (--run-dir, or --name "
+            "for a suite), or remove that one"
+        )
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in theirs.items():
+        if isinstance(value, dict):
+            found.extend(_differences(value, ours[key], f"{prefix}{key}."))
+        elif value != ours[key]:
+            found.append(f"{prefix}{key} {value} there, {ours[key]} here")
+    return found
+
+
+def _last_known_wall_s(folder: RunFolder, last_row: dict[str, Any]) -> float:
+    """How far the stopped process is known to have got, in seconds of its clock."""
+    try:
+        beat = json.loads(folder.heartbeat.read_text(encoding="utf-8"))["clock"]["wall_s"]
+    except (OSError, ValueError, KeyError):
+        beat = 0.0  # it ended before the first beat
+    return max(beat, last_row["clock"]["wall_s"])
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}

@@ -1,0 +1,84 @@
+"""Showing how long work gets on: a bar on a terminal, plain lines in a log. Must not know what the work is."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+_LINE_EVERY_S = 10.0
+_LINE_EVERY_PROGRESS = 0.005  # of the budget: a 24-hour run writes a line about every seven minutes
+
+
+class TrainDisplay:
+    """One training run's live line: progress, image size, epochs, images/s, top-1 so far, time left."""
+
+    def __init__(self, title: str, stream: TextIO | None = None) -> None:
+        self._title = title
+        self._stream = stream or sys.stdout
+        self._bar: tqdm | None = None
+        self._last_line = (-math.inf, -math.inf)  # (when, at which progress)
+
+    def __enter__(self) -> TrainDisplay:
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=1.0,
+                desc=self._title,
+                file=self._stream,
+                bar_format="{desc} {percentage:3.0f}%|{bar:20}|{postfix}",
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(
+        self,
+        *,
+        progress: float,
+        image_size: int,
+        epochs: float,
+        top1: float | None,
+        images_per_s: float,
+        left_s: float,
+        force: bool = False,
+    ) -> None:
+        """Show the state; in a log only when a line is due, or `force`."""
+        parts = [f"{image_size} px", f"epoch {epochs:.2f}"]
+        if math.isfinite(images_per_s):
+            parts.append(f"{images_per_s:,.0f} images/s")
+        parts.append("top-1 -" if top1 is None else f"top-1 {top1:.2f} %")
+        if math.isfinite(left_s):
+            parts.append(f"{duration(left_s)} left")
+        if self._bar is not None:
+            self._bar.n = min(progress, 1.0)
+            self._bar.set_postfix_str(" · ".join(parts))
+            return
+        now, (last_time, last_progress) = time.monotonic(), self._last_line
+        due = now - last_time >= _LINE_EVERY_S and progress - last_progress >= _LINE_EVERY_PROGRESS
+        if due or force:
+            self._last_line = (now, progress)
+            print(f"{self._title}  {min(progress, 1.0):4.0%}  " + "  ".join(parts), file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """What is going on just now; on a terminal only."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        if self._bar is not None:
+            self._bar.write(f"{self._title}: {text}", file=self._stream)
+        else:
+            print(f"{self._title}: {text}", file=self._stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`7:05` minutes, or `23:07:05` hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,109 @@
+"""The paper's published curves, from `paper_figures/reference/paper_curves.csv`; how they were read off stands there.
+
+The one source of published numbers in tables and figures. Must not know: records.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from functools import cache
+from statistics import median
+
+from vit24h import paths
+from vit24h.errors import UserError
+from vit24h.report.arms import arm
+
+READING_ERROR_TOP1 = 0.5  # points; see the README beside the file
+READING_ERROR_HOURS = 0.1
+EPOCH_SAMPLES = 1_281_167 // 256 * 256  # crops in the authors' epoch (METHOD.md, repeated augmentation)
+
+
+@dataclass(frozen=True)
+class PublishedCurve:
+    """One line of one of the paper's two plots."""
+
+    plot: str  # 'locality' or 'curriculum'
+    series: str
+    hours: tuple[float, ...]
+    top1: tuple[float, ...]  # percent
+
+    @property
+    def last(self) -> float:
+        """Top-1 at the end of the curve, near 22 h: what the tables call the paper's number."""
+        return self.top1[-1]
+
+    @property
+    def schedule(self) -> tuple[int, int, int] | None:
+        """(initial size px, epochs a stage, step px) of an image-size curriculum."""
+        found = re.search(r"(\d+)px/(\d+)ep/\+(\d+)px", self.series)
+        return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+@dataclass(frozen=True)
+class PublishedThroughput:
+    """One epoch's length in the authors' best schedule, by image size."""
+
+    image_size: int
+    hours_per_epoch: float
+    images_per_s: float
+
+
+@cache
+def published_curves() -> tuple[PublishedCurve, ...]:
+    """All lines of both plots, in the file's order."""
+    path = paths.notebooks() / "reference" / "paper_curves.csv"
+    if not path.is_file():
+        raise UserError(f"{path}: the paper's published curves are missing; restore the file from the repository")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = dict.fromkeys((row["figure"], row["series"]) for row in rows)
+    return tuple(
+        PublishedCurve(
+            plot,
+            series,
+            tuple(float(row["train_hours"]) for row in rows if (row["figure"], row["series"]) == (plot, series)),
+            tuple(float(row["top1_percent"]) for row in rows if (row["figure"], row["series"]) == (plot, series)),
+        )
+        for plot, series in lines
+    )
+
+
+def published(arm_name: str, plot: str | None = None) -> list[PublishedCurve]:
+    """The arm's curves: none, one, or one from each plot."""
+    return [
+        curve
+        for curve in published_curves()
+        if curve.series == arm(arm_name).published and (plot is None or curve.plot == plot)
+    ]
+
+
+def published_gaps(better: str, worse: str) -> list[float]:
+    """Differences of the two arms' last points, within one plot; across plots only where no plot has both."""
+    pairs = [(b, w) for b in published(better) for w in published(worse)]
+    within = [(b, w) for b, w in pairs if b.plot == w.plot]
+    return [b.last - w.last for b, w in within or pairs]
+
+
+def in_one_plot(better: str, worse: str) -> bool:
+    """Whether one of the paper's plots has both arms: only there is nothing else known to differ."""
+    return bool({curve.plot for curve in published(better)} & {curve.plot for curve in published(worse)})
+
+
+def published_throughput() -> list[PublishedThroughput]:
+    """Median epoch length and images/s at each size of the 32/5/32 run, whose curve has a point for every epoch.
+
+    The first epoch is left out: it began with a cold disk cache.
+    """
+    curve = published("combined")[0]
+    assert curve.schedule is not None
+    initial, epochs_per_stage, step = curve.schedule
+    by_size: dict[int, list[float]] = {}
+    for epoch in range(1, len(curve.hours)):
+        size = initial + step * (epoch // epochs_per_stage)
+        by_size.setdefault(size, []).append(curve.hours[epoch] - curve.hours[epoch - 1])
+    return [
+        PublishedThroughput(size, median(hours), EPOCH_SAMPLES / (median(hours) * 3600))
+        for size, hours in by_size.items()
+    ]

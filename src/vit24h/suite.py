@@ -1,0 +1,196 @@
+"""A suite: arms × seeds, one after another, each in a process of its own, then the report. Must not know torch.
+
+Running it again goes on: finished runs are skipped, interrupted ones resumed. One run's failure does not stop the rest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from vit24h import paths
+from vit24h.config import Config, load_config
+from vit24h.errors import UserError
+from vit24h.progress import duration
+from vit24h.records import find_runs
+from vit24h.records.folder import hold_folder
+from vit24h.report import render_table, write_report
+
+DEFAULT_ARMS = ["baseline", "locality", "curriculum", "combined"]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One arm with one seed: its resolved configuration, and the command line that trains it."""
+
+    config: Config
+    run_dir: Path
+    command: list[str]
+
+    @property
+    def title(self) -> str:
+        return f"{self.config.name} seed {self.config.seed}"
+
+    @property
+    def finished(self) -> bool:
+        return (self.run_dir / "result.json").is_file()
+
+
+class Suite:
+    """Runs in the order they are trained: all arms of the first seed, then of the next."""
+
+    def __init__(self, folder: Path, runs: Sequence[PlannedRun]) -> None:
+        self.folder = folder
+        self.runs = list(runs)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stop_signal: int | None = None
+
+    @classmethod
+    def plan(
+        cls,
+        *,
+        profile: str,
+        arms: Sequence[str],
+        seeds: Sequence[int],
+        data: Path | None,
+        overrides: Sequence[str],
+        name: str | None,
+    ) -> Suite:
+        """Resolve every run before the first one starts.
+
+        Args:
+            arms: names of `configs/paper/` or `configs/paper/ablations/`, or YAML files.
+            data: the dataset's folder; None for the profile's own.
+            name: the suite's folder below `runs/`; None for the profile's name, with the dataset's where the profile
+                would draw its own images.
+
+        Raises:
+            UserError: a configuration is wrong, or there is nothing to run.
+        """
+        if not arms or not seeds:
+            raise UserError("a suite needs at least one arm and one seed: --arms baseline,combined --seeds 0,1")
+        configs = []
+        for seed in seeds:
+            for arm in arms:
+                settings = [*data_overrides(data), *overrides, f"seed={seed}"]
+                config_path = _config_of(arm)
+                configs.append((config_path, settings, load_config(config_path, profile=profile, overrides=settings)))
+        default_name = Path(profile).stem
+        if data is not None and load_config(_config_of(arms[0]), profile=profile).data.synthetic:
+            default_name += f"-{data.resolve().name}"
+        folder = paths.runs() / (name or default_name)
+        runs = []
+        for config_path, settings, config in configs:
+            run_dir = folder / config.name / f"seed{config.seed}"
+            command = [sys.executable, "-m", "vit24h", "train", config_path, "--profile", profile]
+            command += ["--run-dir", str(run_dir), *(word for setting in settings for word in ("--set", setting))]
+            runs.append(PlannedRun(config, run_dir, command))
+        return cls(folder, runs)
+
+    def run(self) -> int:
+        """Train what is not finished, then report. Exit status: 0, 1 where a run failed, 128 + signal when stopped."""
+        with hold_folder(self.folder):
+            todo = [run for run in self.runs if not run.finished]
+            print(f"{self.folder.name}: {len(self.runs)} runs in {self.folder}, {len(self.runs) - len(todo)} finished")
+            if self.runs[0].config.smoke:
+                print("A smoke run: it shows that everything works, on a small scale. It is not the paper's result.")
+            if todo:
+                _check_dataset(self.runs[0].config)
+            failed = self._train_all()
+            if self._stop_signal is not None:
+                print(f"stopped; {self._left()} to do: the same command goes on from here")
+                return 128 + self._stop_signal
+            self._report()
+        for run in failed:
+            print(f"FAILED: {run.title}; see {run.run_dir / 'log.jsonl'}", file=sys.stderr)
+        return 1 if failed else 0
+
+    def _train_all(self) -> list[PlannedRun]:
+        """Train one after another; the runs that failed."""
+        failed = []
+        outer = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for number, run in enumerate(self.runs, start=1):
+                if self._stop_signal is not None:
+                    break
+                begin = time.monotonic()
+                head = f"[{number}/{len(self.runs)}] {run.title}"
+                if run.finished:
+                    print(f"{head}: finished before, top-1 {_top1(run):.2f} %", flush=True)
+                    continue
+                print(f"{head}: {'goes on' if (run.run_dir / 'log.jsonl').is_file() else 'begins'}", flush=True)
+                status = self._train(run)
+                if status == 0:
+                    took = duration(time.monotonic() - begin)
+                    print(f"{head}: finished in {took}, top-1 {_top1(run):.2f} %", flush=True)
+                elif self._stop_signal is None:
+                    failed.append(run)
+                    print(f"{head}: failed with exit status {status}; the next one begins", file=sys.stderr, flush=True)
+        finally:
+            for number, handler in outer.items():
+                signal.signal(number, handler)
+        return failed
+
+    def _train(self, run: PlannedRun) -> int:
+        # A process group of its own: Ctrl-C reaches it once, through us, and not also from the terminal.
+        environment = {**os.environ, "VIT24H_SUITE_PROCESS": str(os.getpid())}
+        self._child = subprocess.Popen(run.command, process_group=0, env=environment)
+        if self._stop_signal is not None:  # it came while the process was being started
+            self._child.send_signal(self._stop_signal)
+        status = self._child.wait()
+        self._child = None
+        return 128 - status if status < 0 else status
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        self._stop_signal = number
+        if self._child is not None:
+            self._child.send_signal(number)
+
+    def _left(self) -> str:
+        left = sum(not run.finished for run in self.runs)
+        return f"{left} run{'s' if left != 1 else ''}"
+
+    def _report(self) -> None:
+        print("writing tables, figures and notebooks ...", flush=True)
+        files = write_report(self.folder)
+        print(f"\n{render_table(find_runs(self.folder))}\n\nreport: {files.folder}", flush=True)
+
+
+def data_overrides(data: Path | None) -> list[str]:
+    """The settings that `--data` stands for."""
+    return [] if data is None else [f"data.path={json.dumps(str(data.resolve()))}", "data.synthetic=false"]
+
+
+def _config_of(arm: str) -> str:
+    """`combined` is short for `paper/combined`, `combined_64_5_32` for `paper/ablations/combined_64_5_32`."""
+    for folder in ("paper", "paper/ablations"):
+        if (paths.configs() / folder / f"{arm}.yaml").is_file():
+            return f"{folder}/{arm}"
+    if Path(arm).suffix in {".yaml", ".yml"}:
+        return arm
+    names = [path.stem for path in sorted((paths.configs() / "paper").rglob("*.yaml"))]
+    near = difflib.get_close_matches(arm, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}, or give a .yaml file"
+    raise UserError(f"--arms: no arm {arm}; {hint}")
+
+
+def _check_dataset(config: Config) -> None:
+    """Find out before the first arm that the images are not there, and draw them where they are to be drawn."""
+    from vit24h.engine.inputs import open_configured_dataset  # imports torch: not for a suite that is finished
+
+    dataset = open_configured_dataset(config.data)
+    images = f"{len(dataset.train):,} training and {len(dataset.val):,} validation images"
+    print(f"{images} of {len(dataset.classes)} classes", flush=True)
+
+
+def _top1(run: PlannedRun) -> float:
+    return json.loads((run.run_dir / "result.json").read_text(encoding="utf-8"))["top1"]
