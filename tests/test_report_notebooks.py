@@ -178,6 +178,14 @@ def test_a_folder_that_is_not_there_or_cannot_be_written_is_one_clear_line(tmp_p
         write_report(tmp_path / "quick", notebooks=False)
 
 
+def test_a_damaged_record_is_named_in_what_is_written(tmp_path):
+    write_run(tmp_path / "quick", "baseline", profile="quick")
+    (write_run(tmp_path / "quick", "combined", profile="quick") / "result.json").write_text("{")
+    files = write_report(tmp_path / "quick", notebooks=False)
+    for file in (files.index, files.folder / "table.md", files.folder / "table.tex"):
+        assert "Damaged and left out: combined/seed0/result.json" in file.read_text()
+
+
 def test_records_stay_as_they_are(tmp_path):
     write_suite(tmp_path / "quick", PAPER_ARMS, profile="quick")
     before = {path: path.read_bytes() for path in (tmp_path / "quick").rglob("*") if path.is_file()}

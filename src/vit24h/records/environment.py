@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -27,6 +28,7 @@ def capture_environment(
     return {
         "vit24h": __version__,
         "git": _git(),
+        "code": {"fingerprint": code_fingerprint()},
         "image": os.environ.get("VIT24H_IMAGE") or None,  # set when the container is built
         "gpu": {**gpu, "driver": _driver_version()} if gpu else None,
         "cpu": {"model": _cpu_model(), "cores": len(os.sched_getaffinity(0))},
@@ -38,6 +40,22 @@ def capture_environment(
         "dataset": dict(dataset),
         "seed": seed,
     }
+
+
+def code_fingerprint() -> str:
+    """SHA-256 over names and contents of the package's source files, in order of name, hexadecimal.
+
+    The commit alone does not tell what ran: files may differ from it. `report/` is left out, which reads records and has
+    no part in making them; so are `configs/`, whose outcome is the resolved configuration, with a fingerprint of its own.
+    """
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
+        name = path.relative_to(package).as_posix()
+        if not name.startswith("report/"):
+            content = path.read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -12,16 +12,20 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
 from vit24h.errors import UserError
+from vit24h.records import chain
 
 
 class RunFolder:
-    """The files of a run folder, held by one writer at a time. `rows` counts the rows of its log.
+    """The files of a run folder, held by one writer at a time.
+
+    `rows` counts the rows of its log; `link` is the last one's in the log's hash chain.
 
     Raises:
         UserError: the folder cannot be made or written, or another process is writing to it.
@@ -32,7 +36,7 @@ class RunFolder:
         self._lock = hold_folder(path)
         with _writing_to(path):
             self.checkpoints.mkdir(exist_ok=True)
-            self._log, self.rows = _open_log(self.log)
+            self._log, self.rows, self.link = _open_log(self.log)
 
     @property
     def config(self) -> Path:
@@ -64,12 +68,21 @@ class RunFolder:
         return self.path / "heartbeat.json"
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row to `log.jsonl`; it is on the disk when this returns. NaN stays NaN."""
+        """Add a row to `log.jsonl`, linked to those before it; it is on the disk when this returns. NaN stays NaN.
+
+        Raises:
+            OSError: the disk is full or gone; the log is as it was.
+        """
         stamped = {"event": row["event"], "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **row}
-        self._log.write(json.dumps(stamped) + "\n")
-        self._log.flush()
-        os.fsync(self._log.fileno())
-        self.rows += 1
+        line, link = chain.linked(stamped, self.link)
+        whole = self._log.seek(0, os.SEEK_END)
+        try:
+            _write_all(self._log, line.encode() + b"\n")
+            os.fsync(self._log.fileno())
+        except OSError:
+            self._log.truncate(whole)
+            raise
+        self.rows, self.link = self.rows + 1, link
 
     def close(self) -> None:
         self._log.close()
@@ -145,13 +158,19 @@ def _writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_log(path: Path) -> tuple[IO[str], int]:
-    """Open for appending, and count the rows. A last line that a kill cut off is no row: it goes."""
+def _open_log(path: Path) -> tuple[RawIOBase, int, str]:
+    """Open for appending; count the rows and find the last link. A last line that a kill cut off is no row: it goes."""
+    rows, link, whole = 0, chain.FIRST, 0
     with path.open("a+b") as file:
         file.seek(0)
-        rows = whole = 0
         for line in file:
             if line.endswith(b"\n"):
                 rows, whole = rows + 1, whole + len(line)
+                link = chain.link_of(line[:-1]) or link
         file.truncate(whole)
-    return path.open("a", encoding="utf-8"), rows
+    return path.open("ab", buffering=0), rows, link
+
+
+def _write_all(file: RawIOBase, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit24h.errors import UserError
 from vit24h.report import figures, tables
-from vit24h.report.comparison import Comparison
 from vit24h.report.page import CAPTIONS, index_page
-from vit24h.report.source import read_suite
+from vit24h.report.source import Suite, read_suite
 
 if TYPE_CHECKING:
     from vit24h.report.notebooks import Executed
@@ -46,7 +44,7 @@ def write_report(suite_folder: Path, *, notebooks: bool = True, folder: Path | N
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _notebooks_executing(suite_folder, folder) if notebooks else nullcontext([]) as executed:
-            table_files = _write_tables(groups, folder)
+            table_files = _write_tables(suite, folder)
             figure_files = [file for name in CAPTIONS for file in getattr(figures, name)(groups).save(folder, name)]
         index = folder / "index.html"
         index.write_text(index_page(suite, list(CAPTIONS), executed, folder), encoding="utf-8")
@@ -69,8 +67,11 @@ def _notebooks_executing(suite_folder: Path, folder: Path) -> AbstractContextMan
     return executing(notebook_sources(), suite_folder, folder)
 
 
-def _write_tables(groups: Sequence[Comparison], folder: Path) -> list[Path]:
+def _write_tables(suite: Suite, folder: Path) -> list[Path]:
+    groups = suite.comparisons
     results = tables.results(groups)
+    left_out = tuple(f"Damaged and left out: {problem}" for problem in suite.damaged)
+    results = replace(results, notes=results.notes + left_out)
     contents = {"table.md": results.to_markdown(), "table.tex": results.to_latex()}
     contents["table.csv"] = tables.results_csv(groups)
     for name, text in contents.items():
