@@ -22,7 +22,7 @@ from vit24h.config import Config, load_config
 from vit24h.errors import UserError
 from vit24h.progress import duration
 from vit24h.records import find_runs
-from vit24h.records.folder import hold_folder
+from vit24h.records.folder import hold_folder, remove_leftovers
 from vit24h.report import render_table, write_report
 
 DEFAULT_ARMS = ["baseline", "locality", "curriculum", "combined"]
@@ -100,6 +100,9 @@ class Suite:
         """Train what is not finished, then report. Exit status: 0, 1 where a run failed, 128 + signal when stopped."""
         with hold_folder(self.folder):
             todo = [run for run in self.runs if not run.finished]
+            for run in self.runs:
+                if run.finished:
+                    remove_leftovers(run.run_dir)
             print(f"{self.folder.name}: {len(self.runs)} runs in {self.folder}, {len(self.runs) - len(todo)} finished")
             if self.runs[0].config.smoke:
                 print("A smoke run: it shows that everything works, on a small scale. It is not the paper's result.")
