@@ -5,6 +5,7 @@ Images are real files, workers are real processes.
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -389,7 +390,7 @@ def test_workers_leave_signals_to_the_main_process(folder, in_one_process):
 
 def test_a_worker_that_is_killed_is_one_clear_error(folder):
     before = children()
-    with pytest.raises(UserError, match=r"loader process was killed.*runtime\.workers.*shm-size") as error:  # noqa: SIM117
+    with pytest.raises(UserError, match=r"loader process was killed.*runtime\.workers.*more memory") as error:  # noqa: SIM117
         with train_loader(folder, workers=2) as loader:
             next(loader)
             os.kill(min(children() - before), signal.SIGKILL)
@@ -397,6 +398,31 @@ def test_a_worker_that_is_killed_is_one_clear_error(folder):
                 next(loader)
     assert "\n" not in str(error.value)
     assert children() == before
+
+
+def test_full_shared_memory_is_one_clear_error(folder):
+    """As in a container, whose /dev/shm is small. Here files may not grow, which looks the same to a worker."""
+    before, files = children(), set(Path("/dev/shm").iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        loader = train_loader(folder, workers=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with loader, pytest.raises(UserError, match=r"/dev/shm.*full.*shm-size"):
+        next(loader)
+    assert children() == before
+    assert not [file for file in set(Path("/dev/shm").iterdir()) - files if file.name.startswith("torch_")]
+
+
+def test_a_killed_worker_does_not_interrupt_what_the_program_is_at(folder):
+    before = children()
+    with train_loader(folder, workers=2) as loader:
+        next(loader)
+        os.kill(min(children() - before), signal.SIGKILL)
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            time.sleep(0.01)  # a step, a checkpoint
 
 
 def test_a_stuck_worker_is_ended_all_the_same(folder):

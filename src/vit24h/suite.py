@@ -16,15 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from vit24h import paths
 from vit24h.config import Config, load_config
 from vit24h.errors import UserError
 from vit24h.progress import duration
-from vit24h.records import find_runs
-from vit24h.records.folder import hold_folder
-from vit24h.report import render_table, write_report
+from vit24h.records.folder import hold_folder, write_json
+from vit24h.report import read_suite, render_table, write_report
 
+_PLAN = "suite.json"
 DEFAULT_ARMS = ["baseline", "locality", "curriculum", "combined"]
 
 
@@ -99,6 +100,7 @@ class Suite:
     def run(self) -> int:
         """Train what is not finished, then report. Exit status: 0, 1 where a run failed, 128 + signal when stopped."""
         with hold_folder(self.folder):
+            self._write_plan()
             todo = [run for run in self.runs if not run.finished]
             print(f"{self.folder.name}: {len(self.runs)} runs in {self.folder}, {len(self.runs) - len(todo)} finished")
             if self.runs[0].config.smoke:
@@ -113,6 +115,15 @@ class Suite:
         for run in failed:
             print(f"FAILED: {run.title}; see {run.run_dir / 'log.jsonl'}", file=sys.stderr)
         return 1 if failed else 0
+
+    def _write_plan(self) -> None:
+        """What this suite is to train, for `vit24h status`; what earlier starts planned stays."""
+        planned = {run["folder"]: run for run in read_plan(self.folder) or []}
+        for run in self.runs:
+            folder = str(run.run_dir.relative_to(self.folder))
+            config = run.config
+            planned[folder] = {"arm": config.name, "seed": config.seed, "folder": folder, "hours": config.budget.hours}
+        write_json(self.folder / _PLAN, {"runs": list(planned.values())})
 
     def _train_all(self) -> list[PlannedRun]:
         """Train one after another; the runs that failed."""
@@ -162,7 +173,17 @@ class Suite:
     def _report(self) -> None:
         print("writing tables, figures and notebooks ...", flush=True)
         files = write_report(self.folder)
-        print(f"\n{render_table(find_runs(self.folder))}\n\nreport: {files.folder}", flush=True)
+        print(f"\n{render_table(read_suite(self.folder).runs)}\n\nreport: {files.folder}", flush=True)
+
+
+def read_plan(folder: Path) -> list[dict[str, Any]] | None:
+    """The runs planned in a suite's folder: arm, seed, folder, hours; None where no suite was started."""
+    try:
+        return json.loads((folder / _PLAN).read_text(encoding="utf-8"))["runs"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / _PLAN}: damaged; remove it and start the suite again") from error
 
 
 def data_overrides(data: Path | None) -> list[str]:

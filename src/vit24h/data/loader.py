@@ -15,12 +15,18 @@ Must not know: models, the clock, what an epoch means to training.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
+import multiprocessing.connection
+import os
 import signal
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,7 +103,7 @@ class TrainLoader:
 
     Raises:
         UserError: from the constructor or from `next`: a batch larger than an epoch; images that cannot be read, one
-            after another; a worker that was killed.
+            after another; a worker that was killed; shared memory that is full.
     """
 
     def __init__(
@@ -162,7 +168,7 @@ class EvalLoader:
 
     Raises:
         UserError: while iterating: a corrupt image, since accuracy over the others would be another figure; a worker
-            that was killed.
+            that was killed; shared memory that is full.
     """
 
     def __init__(
@@ -373,7 +379,7 @@ class _Processes:
             batch_size=None,  # an item is a batch already
             sampler=requests,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_into_shared_memory if workers else _as_it_is,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # or it would draw from the global one, which belongs to the model
             **(of_workers if workers else {}),
@@ -385,39 +391,57 @@ class _Processes:
 
     def start(self) -> Iterator[Any]:
         """Go through the requests from the beginning. Workers start with the first call and work ahead at once."""
-        self._iterator = iter(self._loader)
-        return _results(self._iterator)
+        with _without_interruption_by_ended_children():
+            self._iterator = iter(self._loader)
+        return _results(self._iterator, _workers(self._iterator))
 
     def close(self) -> None:
         atexit.unregister(self._at_exit)
         iterator, self._iterator, self._loader = self._iterator, None, None
-        processes = getattr(iterator, "_workers", ())  # none where the work is done in this process
-        if processes:
+        workers = _workers(iterator)
+        if workers:
             # Dropping the iterator would do this too, but only once nothing refers to it, a traceback for instance.
             iterator._shutdown_workers()
-        for process in processes:
-            if process.is_alive():  # stuck, in a read from a disk that does not answer for instance
-                process.kill()
-            process.join()
+        for worker in workers:
+            if worker.is_alive():  # stuck, in a read from a disk that does not answer for instance
+                worker.kill()
+            worker.join()
 
 
-def _results(iterator: Iterator[Any]) -> Iterator[Any]:
+def _workers(iterator: Any) -> list[BaseProcess]:
+    """The processes behind a DataLoader's iterator; none where the work is done in this one."""
+    return list(getattr(iterator, "_workers", ()))
+
+
+def _results(iterator: Iterator[Any], workers: list[BaseProcess]) -> Iterator[Any]:
     while True:
         try:
             result = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if str(error).startswith("DataLoader worker (pid"):  # torch's words for a worker that is gone
-                raise UserError(
-                    f"a loader process was killed: {str(error).splitlines()[0].rstrip('. ')}: most often memory or "
-                    "/dev/shm ran out: set runtime.workers or runtime.prefetch_batches lower, or in Docker "
-                    "--shm-size higher"
-                ) from error
-            raise
+        except (RuntimeError, OSError, EOFError) as error:
+            # Of torch when it looks and a worker is gone, or of a connection to one that goes at that moment.
+            if not multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1):
+                raise
+            raise UserError(
+                "a loader process was killed, most often because memory ran out: set runtime.workers or "
+                "runtime.prefetch_batches lower, or give the machine or container more memory"
+            ) from error
         if isinstance(result, UserError):
             raise result
         yield result
+
+
+@contextlib.contextmanager
+def _without_interruption_by_ended_children() -> Iterator[None]:
+    """Undo that torch's DataLoader, once started, raises an error wherever the program is when a worker is killed.
+
+    The middle of a step or of a checkpoint is a bad place to stop. The loader notices by itself within seconds.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _close_if_alive(reference: weakref.ref[_Processes]) -> None:
@@ -433,5 +457,25 @@ def _leave_signals_to_the_main_process(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _into_shared_memory(result: Any) -> Any:
+    """A worker's result, with its tensors where the main process finds them.
+
+    Sending would do this too, but from a thread of its own, where running out of space is an error that nobody gets:
+    the main process would wait for ever.
+    """
+    try:
+        for value in result if isinstance(result, tuple) else vars(result).values():
+            if torch.is_tensor(value):
+                value.share_memory_()
+    except RuntimeError:
+        for leftover in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):  # torch made it, then could not fill it
+            leftover.unlink(missing_ok=True)
+        return UserError(
+            "shared memory (/dev/shm) is full: give it more, with --shm-size or --ipc=host in Docker, or set "
+            "runtime.workers or runtime.prefetch_batches lower"
+        )
+    return result

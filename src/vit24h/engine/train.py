@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -33,6 +34,7 @@ from vit24h.errors import UserError
 from vit24h.models import build_model, count_macs
 from vit24h.progress import TrainDisplay
 from vit24h.records import RunFolder, capture_environment
+from vit24h.records.chain import config_fingerprint, fingerprint
 from vit24h.records.folder import replace_file, write_json, write_yaml
 from vit24h.records.reader import read_rows
 
@@ -326,15 +328,8 @@ class Training:
     def beat(self) -> None:
         """Note the clock beside the log, so that a kill can be told how much it lost; and show where the run is."""
         self._last_beat = time.monotonic()
-        status = {
-            "step": self.position.step,
-            "epochs": self.position.epochs,
-            "progress": self.progress(),
-            "image_size": self.state.image_size,
-            "top1": self.state.top1,
-            "clock": _rounded(self.clock.seconds()),
-        }
-        write_json(self.folder.heartbeat, status, sync=False)
+        beat = {"step": self.position.step, **self._status(), "clock": _rounded(self.clock.seconds())}
+        write_json(self.folder.heartbeat, beat, sync=False)
         self._show()
 
     def close(self) -> None:
@@ -385,7 +380,8 @@ class Training:
         if not folder.rows:
             write_yaml(folder.config, config.to_dict())
             write_json(folder.environment, environment)
-            self.record("start", **self.facts)
+            fingerprints = {"config": config_fingerprint(config.to_dict()), "environment": fingerprint(environment)}
+            self.record("start", **self.facts, fingerprints=fingerprints)
             return
 
         began_with = json.loads(folder.environment.read_text(encoding="utf-8"))
@@ -500,7 +496,8 @@ class Training:
         config, position = self.config, self.position
         with self.clock.phase("checkpoint"):
             weights = self.accelerator.unwrap_model(self.model).state_dict()
-            replace_file(self.folder.weights, save({name: t.contiguous().cpu() for name, t in weights.items()}))
+            weights_file = save({name: t.contiguous().cpu() for name, t in weights.items()})
+            replace_file(self.folder.weights, weights_file)
         rows = read_rows(self.folder.log)
         final = next(row for row in reversed(rows) if row["event"] == "eval")
         clock = _rounded(self.clock.seconds())
@@ -522,28 +519,39 @@ class Training:
             "completed": True,
         }
         self.record_end("budget", saved=True)
+        result["fingerprints"] = {
+            **rows[0].get("fingerprints", {}),
+            "log": self.folder.link,
+            "weights": hashlib.sha256(weights_file).hexdigest(),
+        }
         write_json(self.folder.result, result)
         self.folder.heartbeat.unlink(missing_ok=True)
         for checkpoint in self.folder.checkpoints.glob("step-*.pt"):  # the weights are in model.safetensors
             checkpoint.unlink()
         return result
 
-    def _show(self, *, force: bool = False) -> None:
+    def _status(self) -> dict[str, Any]:
+        """Where the run is, for whoever watches it."""
         progress, budget = self.progress(), self.config.budget
         train_s = self.clock.seconds()["train_s"]
         if budget.hours is not None:
             left_s = budget.hours * 3600 - self.clock.counted_s
         else:
-            left_s = train_s * (1 - progress) / progress if progress else math.nan
-        self.display.update(
-            progress=progress,
-            image_size=self.state.image_size,
-            epochs=self.position.epochs,
-            top1=self.state.top1,
-            images_per_s=self._epoch_images_per_s() if self.epoch.images else self._images_per_s,
-            left_s=max(0.0, left_s),
-            force=force,
-        )
+            left_s = train_s * (1 - progress) / progress if progress else None
+        epoch_s = train_s - self.epoch.begin_train_s
+        images_per_s = self._epoch_images_per_s() if self.epoch.images else self._images_per_s
+        return {
+            "progress": min(progress, 1.0),
+            "image_size": self.state.image_size,
+            "epochs": self.position.epochs,
+            "top1": self.state.top1,
+            "images_per_s": images_per_s if math.isfinite(images_per_s) else None,
+            "waiting_share": self.epoch.data_wait_s / epoch_s if epoch_s > 0 else 0.0,
+            "left_s": None if left_s is None else max(0.0, left_s),
+        }
+
+    def _show(self, *, force: bool = False) -> None:
+        self.display.update(self._status(), force=force)
 
 
 def _require_same_config(config: Config, run_dir: Path) -> None:

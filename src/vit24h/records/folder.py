@@ -147,6 +147,20 @@ def hold_folder(folder: Path) -> IO[str]:
     return file
 
 
+def is_held(folder: Path) -> bool:
+    """Whether some process holds `folder` just now."""
+    try:
+        file = (folder / ".lock").open()
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
 @contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
     try:
