@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 _LINE_EVERY_S = 10.0
+_BAR = "{desc} {percentage:3.0f}%|{bar:20}| "  # tqdm's own {postfix} begins with a comma
 _WAITING_WORTH_A_WORD = 0.05  # of the time
 _LINE_EVERY_PROGRESS = 0.005  # of the budget: a 24-hour run writes a line about every seven minutes
 
@@ -26,12 +27,7 @@ class TrainDisplay:
 
     def __enter__(self) -> TrainDisplay:
         if self._stream.isatty():
-            self._bar = tqdm(
-                total=1.0,
-                desc=self._title,
-                file=self._stream,
-                bar_format="{desc} {percentage:3.0f}%|{bar:20}|{postfix}",
-            )
+            self._bar = tqdm(total=1.0, desc=self._title, file=self._stream, bar_format=_BAR)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,7 +39,7 @@ class TrainDisplay:
         progress = status["progress"]
         if self._bar is not None:
             self._bar.n = progress
-            self._bar.set_postfix_str(" · ".join(describe(status)))
+            self.note(" · ".join(describe(status)))
             return
         now, (last_time, last_progress) = time.monotonic(), self._last_line
         due = now - last_time >= _LINE_EVERY_S and progress - last_progress >= _LINE_EVERY_PROGRESS
@@ -54,7 +50,8 @@ class TrainDisplay:
     def note(self, text: str) -> None:
         """What is going on just now; on a terminal only."""
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.bar_format = _BAR + text
+            self._bar.refresh()
 
     def message(self, text: str) -> None:
         """A line that stays."""

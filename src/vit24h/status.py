@@ -42,7 +42,7 @@ class _Run:
     def __init__(self, path: Path, planned: dict[str, Any]) -> None:
         self.title = f"{planned['arm']} seed {planned['seed']}"
         self.budget_s = None if planned["hours"] is None else 3600 * planned["hours"]
-        self.started = (path / "log.jsonl").is_file()
+        self.started = (path / "config.yaml").is_file()
         self.running = self.started and is_held(path)
         self.result = _json(path / "result.json")
         # A run that was stopped in order has no heartbeat any more: its record tells.
@@ -87,8 +87,10 @@ def _left_s(runs: list[_Run]) -> float | None:
     return left_s
 
 
-def _from_record(path: Path) -> dict[str, Any]:
+def _from_record(path: Path) -> dict[str, Any] | None:
     run = load_run(path)
+    if not run.rows:
+        return None
     known, row = latest(run), run.rows[-1]
     share = progress(run)
     return {

@@ -102,14 +102,18 @@ class Suite:
         with hold_folder(self.folder):
             self._write_plan()
             todo = [run for run in self.runs if not run.finished]
-            print(f"{self.folder.name}: {len(self.runs)} runs in {self.folder}, {len(self.runs) - len(todo)} finished")
+            print(
+                f"{self.folder.name}: {_count(len(self.runs))} in {self.folder}, {len(self.runs) - len(todo)} finished"
+            )
             if self.runs[0].config.smoke:
                 print("A smoke run: it shows that everything works, on a small scale. It is not the paper's result.")
             if todo:
                 _check_dataset(self.runs[0].config)
             failed = self._train_all()
             if self._stop_signal is not None:
-                print(f"stopped; {self._left()} to do: the same command goes on from here")
+                print(
+                    f"stopped; {_count(sum(not run.finished for run in self.runs))} to do: the same command goes on from here"
+                )
                 return 128 + self._stop_signal
             self._report()
         for run in failed:
@@ -166,10 +170,6 @@ class Suite:
         if self._child is not None:
             self._child.send_signal(number)
 
-    def _left(self) -> str:
-        left = sum(not run.finished for run in self.runs)
-        return f"{left} run{'s' if left != 1 else ''}"
-
     def _report(self) -> None:
         print("writing tables, figures and notebooks ...", flush=True)
         files = write_report(self.folder)
@@ -211,6 +211,10 @@ def _check_dataset(config: Config) -> None:
     dataset = open_configured_dataset(config.data)
     images = f"{len(dataset.train):,} training and {len(dataset.val):,} validation images"
     print(f"{images} of {len(dataset.classes)} classes", flush=True)
+
+
+def _count(runs: int) -> str:
+    return f"{runs} run{'s' if runs != 1 else ''}"
 
 
 def _top1(run: PlannedRun) -> float:
