@@ -101,19 +101,16 @@ class Suite:
         """Train what is not finished, then report. Exit status: 0, 1 where a run failed, 128 + signal when stopped."""
         with hold_folder(self.folder):
             self._write_plan()
-            todo = [run for run in self.runs if not run.finished]
-            print(
-                f"{self.folder.name}: {_count(len(self.runs))} in {self.folder}, {len(self.runs) - len(todo)} finished"
-            )
+            todo = self._unfinished()
+            finished = len(self.runs) - len(todo)
+            print(f"{self.folder.name}: {_count(len(self.runs))} in {self.folder}, {finished} finished")
             if self.runs[0].config.smoke:
                 print("A smoke run: it shows that everything works, on a small scale. It is not the paper's result.")
             if todo:
                 _check_dataset(self.runs[0].config)
             failed = self._train_all()
             if self._stop_signal is not None:
-                print(
-                    f"stopped; {_count(sum(not run.finished for run in self.runs))} to do: the same command goes on from here"
-                )
+                print(f"stopped; {_count(len(self._unfinished()))} to do: the same command goes on from here")
                 return 128 + self._stop_signal
             self._report()
         for run in failed:
@@ -169,6 +166,9 @@ class Suite:
         self._stop_signal = number
         if self._child is not None:
             self._child.send_signal(number)
+
+    def _unfinished(self) -> list[PlannedRun]:
+        return [run for run in self.runs if not run.finished]
 
     def _report(self) -> None:
         print("writing tables, figures and notebooks ...", flush=True)
