@@ -1,6 +1,7 @@
 """The `vit24h` command: reads the command line, calls the room that does the work, turns errors into one line.
 
-Exit status: 0 success, 1 something failed, 2 something the user can mend, 130 Ctrl-C, 143 SIGTERM.
+Exit status: 0 success, 1 something failed, 2 something the user can mend, 75 the GPU is lost and a new
+start of the container may bring it back, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from vit24h import __version__, paths
 from vit24h.config import load_config
 from vit24h.errors import UserError
+from vit24h.gpu_loss import EXIT_STATUS as GPU_LOST
+from vit24h.gpu_loss import GpuLost
 from vit24h.suite import DEFAULT_ARMS, Suite, data_overrides
 
 
@@ -24,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"vit24h: {error}", file=sys.stderr)
         return 2
+    except GpuLost as error:
+        print(f"vit24h: the GPU is lost ({error}): restart the container, or the machine, and go on", file=sys.stderr)
+        return GPU_LOST
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left: `vit24h ... | head`

@@ -21,6 +21,7 @@ from typing import Any
 from vit24h import paths
 from vit24h.config import Config, load_config
 from vit24h.errors import UserError
+from vit24h.gpu_loss import EXIT_STATUS as GPU_LOST
 from vit24h.progress import duration
 from vit24h.records.folder import hold_folder, write_json
 from vit24h.report import read_suite, render_table, write_report
@@ -54,6 +55,7 @@ class Suite:
         self.runs = list(runs)
         self._child: subprocess.Popen[bytes] | None = None
         self._stop_signal: int | None = None
+        self._gpu_lost = False
 
     @classmethod
     def plan(
@@ -98,7 +100,11 @@ class Suite:
         return cls(folder, runs)
 
     def run(self) -> int:
-        """Train what is not finished, then report. Exit status: 0, 1 where a run failed, 128 + signal when stopped."""
+        """Train what is not finished, then report.
+
+        Returns:
+            The exit status: 0, 1 where a run failed, 75 where the GPU is lost, 128 + signal when stopped.
+        """
         with hold_folder(self.folder):
             self._write_plan()
             todo = self._unfinished()
@@ -112,6 +118,9 @@ class Suite:
             if self._stop_signal is not None:
                 print(f"stopped; {_count(len(self._unfinished()))} to do: the same command goes on from here")
                 return 128 + self._stop_signal
+            if self._gpu_lost:
+                print(f"stopped without a GPU; {_count(len(self._unfinished()))} to do: a new start goes on from here")
+                return GPU_LOST
             self._report()
         for run in failed:
             print(f"FAILED: {run.title}; see {run.run_dir / 'log.jsonl'}", file=sys.stderr)
@@ -144,6 +153,9 @@ class Suite:
                 if status == 0:
                     took = duration(time.monotonic() - begin)
                     print(f"{head}: finished in {took}, top-1 {_top1(run):.2f} %", flush=True)
+                elif status == GPU_LOST:
+                    self._gpu_lost = True  # the next one would find no GPU either
+                    break
                 elif self._stop_signal is None:
                     failed.append(run)
                     print(f"{head}: failed with exit status {status}; the next one begins", file=sys.stderr, flush=True)

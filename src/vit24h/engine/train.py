@@ -31,6 +31,7 @@ from vit24h.engine.interruption import Interrupted, StopSignals
 from vit24h.engine.optim import build_optimizer
 from vit24h.engine.step import TrainStep
 from vit24h.errors import UserError
+from vit24h.gpu_loss import GpuLost, noticing_gpu_loss
 from vit24h.models import build_model, count_macs
 from vit24h.progress import TrainDisplay
 from vit24h.records import RunFolder, capture_environment
@@ -61,11 +62,12 @@ def train(config: Config, run_dir: Path, *, display: TrainDisplay | None = None)
     Raises:
         UserError: the configuration, the dataset or the folder cannot be used as they are.
         Interrupted: Ctrl-C or SIGTERM; the run is saved.
+        GpuLost: the GPU cannot be used any more; the run is saved, or as it was at its last checkpoint.
         TrainingFailed: the loss stays non-finite, or the dataset is damaged.
     """
     display = display or TrainDisplay(f"{config.name} seed {config.seed}")
     _require_same_config(config, run_dir)
-    with RunFolder(run_dir) as folder, StopSignals() as stop, display:
+    with noticing_gpu_loss(), RunFolder(run_dir) as folder, StopSignals() as stop, display:
         if folder.result.is_file():
             return json.loads(folder.result.read_text(encoding="utf-8"))
         for last_try in (False, True):
@@ -182,7 +184,7 @@ class Training:
                 if self._evaluation_due():
                     self.evaluate()
                 if self.stop.requested():
-                    self._save_and_leave()
+                    self._save_and_leave(Interrupted(self.stop.received))
                 if self.budget_spent():
                     break
 
@@ -208,6 +210,7 @@ class Training:
                     self.checkpoint()
                 if time.monotonic() - self._last_beat > _HEARTBEAT_S:
                     self.beat()
+                    self._leave_a_lost_gpu()
 
             self._read_losses()
             if not position.epoch_ended:
@@ -216,7 +219,7 @@ class Training:
             if self.state.evaluated_step != position.step:
                 self.evaluate()
             if self.stop.requested():
-                self._save_and_leave()
+                self._save_and_leave(Interrupted(self.stop.received))
         return self._finish()
 
     def progress(self, *, steps_ahead: int = 0) -> float:
@@ -485,12 +488,18 @@ class Training:
             self.beat()
         return self.stop.requested()
 
-    def _save_and_leave(self) -> None:
+    def _leave_a_lost_gpu(self) -> None:
+        """This process still has its GPU, but the arm after it would find none: a new start gives it back."""
+        if seen := devices.lost_gpu(self.device):
+            self.incident("gpu_lost", reason=seen)
+            self._save_and_leave(GpuLost(seen))
+
+    def _save_and_leave(self, reason: Exception) -> None:
         saved = self.checkpoint()
         self.record_end("interrupted", saved=saved)
         if saved:
             self.folder.heartbeat.unlink(missing_ok=True)
-        raise Interrupted(self.stop.received)
+        raise reason
 
     def _finish(self) -> dict[str, Any]:
         config, position = self.config, self.position
