@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,6 +102,11 @@ def test_the_four_arms_train_one_after_another_and_end_in_a_report(vit24h):
     assert second.stdout.count("finished before") == 4
     assert all((path / "log.jsonl").read_bytes() == before for path, before in logs.items())
 
+    status = vit24h("status", str(vit24h.runs / "tiny"))
+    assert "4 of 4 runs finished" in status.stdout
+    address = vit24h("report", str(vit24h.runs / "tiny"), "--no-notebooks", "--open").stdout
+    assert address.strip() == f"open {(report / 'index.html').resolve().as_uri()}"
+
     evaluated = vit24h("evaluate", str(runs[0].path))
     assert f"top-1 {runs[0].result['top1']:.2f} %" in evaluated.stdout
 
@@ -111,6 +117,10 @@ def test_a_stopped_suite_saves_itself_and_goes_on(vit24h, sent, status):
     log = vit24h.runs / "tiny" / "baseline" / "seed0" / "log.jsonl"
     process = vit24h.start(*long)
     _wait_for(lambda: log.is_file() and len(read_rows(log)) > 4)
+    running = vit24h("status", str(vit24h.runs / "tiny")).stdout
+    assert "0 of 2 runs finished" in running
+    assert re.search(r"baseline seed 0 +running", running)
+    assert re.search(r"locality seed 0 +not started", running)
     process.send_signal(sent)
     out, err = process.communicate(timeout=30)  # a stop takes no longer
     assert process.returncode == status, err
@@ -118,6 +128,9 @@ def test_a_stopped_suite_saves_itself_and_goes_on(vit24h, sent, status):
     rows = read_rows(log)
     assert (rows[-1]["event"], rows[-1]["reason"]) == ("end", "interrupted")
     assert not (vit24h.runs / "tiny" / "locality").exists()
+    stopped = vit24h("status", str(vit24h.runs / "tiny")).stdout
+    assert "not running: start the same command again and it goes on" in stopped
+    assert re.search(r"baseline seed 0 +stopped", stopped)
 
     process = vit24h.start(*long)
     _wait_for(lambda: any(row["event"] == "resume" for row in read_rows(log)))
@@ -181,6 +194,7 @@ def test_a_second_suite_on_the_same_folder_names_the_first(vit24h):
         (["train", "paper/combined", "--profile", "full"], "give the folder that has train/ and val/ with --data DIR"),
         (["evaluate", "nowhere"], "nowhere/config.yaml: cannot be read"),
         (["report", "nowhere"], "nowhere: no such folder"),
+        (["status", "nowhere"], "nowhere: no suite has been started there"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_status_2(vit24h, words, expected):
@@ -199,7 +213,7 @@ def test_an_unwritable_place_for_runs_is_named(vit24h, tmp_path):
     assert "VIT24H_RUNS" in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["suite"], ["evaluate"], ["report"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["suite"], ["evaluate"], ["report"], ["status"]])
 def test_every_command_explains_itself_with_an_example(vit24h, command):
     done = vit24h(*command, "--help")
     assert done.returncode == 0

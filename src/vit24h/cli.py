@@ -1,6 +1,7 @@
 """The `vit24h` command: reads the command line, calls the room that does the work, turns errors into one line.
 
-Exit status: 0 success, 1 something failed, 2 something the user can mend, 130 Ctrl-C, 143 SIGTERM.
+Exit status: 0 success, 1 something failed, 2 something the user can mend, 75 the GPU is lost and a new
+start of the container may bring it back, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from vit24h import __version__, paths
 from vit24h.config import load_config
 from vit24h.errors import UserError
+from vit24h.gpu_loss import EXIT_STATUS as GPU_LOST
+from vit24h.gpu_loss import GpuLost
 from vit24h.processes import signal_when_parent_dies
 from vit24h.suite import DEFAULT_ARMS, Suite, data_overrides
 
@@ -31,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"vit24h: {error}", file=sys.stderr)
         return 2
+    except GpuLost as error:
+        print(f"vit24h: the GPU is lost ({error}): restart the container, or the machine, and go on", file=sys.stderr)
+        return GPU_LOST
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has left: `vit24h ... | head`
@@ -102,7 +108,47 @@ def _report(options: argparse.Namespace) -> int:
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder; expected a suite's, such as {paths.runs()}/quick")
     files = write_report(options.folder, notebooks=options.notebooks)
-    print(f"report in {files.folder}")
+    print(f"open {files.index.resolve().as_uri()}" if options.open else f"report in {files.folder}")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from vit24h.status import suite_status
+
+    print(suite_status(options.folder))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from vit24h.records.verify import find_records, verify
+
+    records = [record for folder in options.records for record in find_records(folder) or [folder]]
+    if options.published and len(records) > 1:
+        raise UserError(f"--published is of one record, and here are {len(records)}: give the one that it is of")
+    holding = 0
+    for path in records:
+        found = verify(path, published=options.published)
+        if options.data is not None:
+            from vit24h.engine.reevaluate import reevaluate
+
+            found = found.extended(reevaluate(path, options.data))
+        holding += found.holds
+        print(found.to_text(), flush=True)
+    if len(records) > 1:
+        print(f"{holding} of {len(records)} records keep every rule")
+    return 0 if holding == len(records) else 1
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    from vit24h.report.leaderboard import leaderboard
+
+    board = leaderboard(options.folder)
+    print(board.to_text())
+    if options.markdown is not None:
+        try:
+            options.markdown.write_text(board.to_markdown(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--markdown {options.markdown}: cannot be written: {error.strerror}") from error
     return 0
 
 
@@ -157,7 +203,42 @@ def _parser() -> argparse.ArgumentParser:
         commands, "report", _report, "tables, figures and executed notebooks of a suite", "vit24h report runs/quick"
     )
     report.add_argument("folder", type=Path, metavar="SUITE", help="a folder with run folders below it")
+    report.add_argument("--open", action="store_true", help="print the address of the page to look at in a browser")
     report.add_argument("--no-notebooks", dest="notebooks", action="store_false", help="tables and figures only")
+
+    status = _command(
+        commands, "status", _status, "where a suite stands: every run, and the time left", "vit24h status runs/full"
+    )
+    status.add_argument("folder", type=Path, metavar="SUITE", help="a suite's folder")
+
+    verify = _command(
+        commands,
+        "verify",
+        _verify,
+        "hold records against the rules of the benchmark (BENCHMARK.md); exit status 0 if they keep every one",
+        "vit24h verify results/full/combined/seed0",
+    )
+    verify.add_argument(
+        "records", type=Path, nargs="+", metavar="RUN", help="a run's folder, or one with some below it"
+    )
+    verify.add_argument("--data", type=Path, help="the dataset's folder: evaluate the weights again, and compare")
+    verify.add_argument(
+        "--published",
+        action="append",
+        default=[],
+        metavar="HEX",
+        help="a digest or link of the record that was made public earlier, 16 digits or more: is this that record?",
+    )
+
+    leaderboard = _command(
+        commands,
+        "leaderboard",
+        _leaderboard,
+        "rank the verified records below a folder; show the others with the rules they break",
+        "vit24h leaderboard results --markdown LEADERBOARD.md",
+    )
+    leaderboard.add_argument("folder", type=Path, metavar="DIR", help="a folder with run folders below it")
+    leaderboard.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
     return parser
 
 

@@ -183,6 +183,21 @@ def read_config(path: Path) -> Config:
     return config_from_dict(_read_yaml(path), _label(path))
 
 
+def parse_yaml(text: str) -> Any:
+    """YAML as plain values; nothing in it is executed, and a key given twice is refused.
+
+    Raises:
+        yaml.YAMLError, ValueError: it is not that.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
+    except RecursionError as error:
+        raise yaml.YAMLError("nested too deeply") from error
+    # PyYAML's own constructors stumble over explicit tags whose value does not fit, such as `!!bool maybe`
+    except (KeyError, IndexError, AttributeError, TypeError, OverflowError) as error:
+        raise yaml.YAMLError("a value does not fit its tag") from error
+
+
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -230,10 +245,10 @@ def _layers(path: Path, _children: tuple[Path, ...] = ()) -> list[tuple[str, dic
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # a SafeLoader: nothing executes
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{_label(path)}: not a YAML text file") from error
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -260,8 +275,8 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not separator or not key.strip():
         raise UserError(f"--set {override}: expected section.key=value, such as --set budget.hours=12")
     try:
-        value = yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        value = parse_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--set {override}: {text!r} is not a valid YAML value") from error
     for part in reversed(key.strip().split(".")):
         value = {part: value}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 _LINE_EVERY_S = 10.0
+_BAR = "{desc} {percentage:3.0f}%|{bar:20}| "  # tqdm's own {postfix} begins with a comma
+_WAITING_WORTH_A_WORD = 0.05  # of the time
 _LINE_EVERY_PROGRESS = 0.005  # of the budget: a 24-hour run writes a line about every seven minutes
 
 
@@ -24,50 +27,31 @@ class TrainDisplay:
 
     def __enter__(self) -> TrainDisplay:
         if self._stream.isatty():
-            self._bar = tqdm(
-                total=1.0,
-                desc=self._title,
-                file=self._stream,
-                bar_format="{desc} {percentage:3.0f}%|{bar:20}|{postfix}",
-            )
+            self._bar = tqdm(total=1.0, desc=self._title, file=self._stream, bar_format=_BAR)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def update(
-        self,
-        *,
-        progress: float,
-        image_size: int,
-        epochs: float,
-        top1: float | None,
-        images_per_s: float,
-        left_s: float,
-        force: bool = False,
-    ) -> None:
-        """Show the state; in a log only when a line is due, or `force`."""
-        parts = [f"{image_size} px", f"epoch {epochs:.2f}"]
-        if math.isfinite(images_per_s):
-            parts.append(f"{images_per_s:,.0f} images/s")
-        parts.append("top-1 -" if top1 is None else f"top-1 {top1:.2f} %")
-        if math.isfinite(left_s):
-            parts.append(f"{duration(left_s)} left")
+    def update(self, status: Mapping[str, Any], *, force: bool = False) -> None:
+        """Show where the run is (`describe`); in a log only when a line is due, or `force`."""
+        progress = status["progress"]
         if self._bar is not None:
-            self._bar.n = min(progress, 1.0)
-            self._bar.set_postfix_str(" · ".join(parts))
+            self._bar.n = progress
+            self.note(" · ".join(describe(status)))
             return
         now, (last_time, last_progress) = time.monotonic(), self._last_line
         due = now - last_time >= _LINE_EVERY_S and progress - last_progress >= _LINE_EVERY_PROGRESS
         if due or force:
             self._last_line = (now, progress)
-            print(f"{self._title}  {min(progress, 1.0):4.0%}  " + "  ".join(parts), file=self._stream, flush=True)
+            print(f"{self._title}  {progress:4.0%}  " + "  ".join(describe(status)), file=self._stream, flush=True)
 
     def note(self, text: str) -> None:
         """What is going on just now; on a terminal only."""
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.bar_format = _BAR + text
+            self._bar.refresh()
 
     def message(self, text: str) -> None:
         """A line that stays."""
@@ -75,6 +59,24 @@ class TrainDisplay:
             self._bar.write(f"{self._title}: {text}", file=self._stream)
         else:
             print(f"{self._title}: {text}", file=self._stream, flush=True)
+
+
+def describe(status: Mapping[str, Any]) -> list[str]:
+    """A training run's state in a few words each.
+
+    Args:
+        status: `image_size` in pixels, `epochs`, `top1` in percent, `images_per_s`, `waiting_share` of the time spent
+            waiting for data, `left_s`; None for what is not known yet.
+    """
+    parts = [f"{status['image_size']} px", f"epoch {status['epochs']:.2f}"]
+    if status["images_per_s"] is not None:
+        parts.append(f"{status['images_per_s']:,.0f} images/s")
+    if status["waiting_share"] >= _WAITING_WORTH_A_WORD:
+        parts.append(f"{status['waiting_share']:.0%} waiting for data")
+    parts.append("top-1 -" if status["top1"] is None else f"top-1 {status['top1']:.2f} %")
+    if status["left_s"] is not None:
+        parts.append(f"{duration(status['left_s'])} left")
+    return parts
 
 
 def duration(seconds: float) -> str:

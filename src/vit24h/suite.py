@@ -16,15 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from vit24h import paths
 from vit24h.config import Config, load_config
 from vit24h.errors import UserError
+from vit24h.gpu_loss import EXIT_STATUS as GPU_LOST
 from vit24h.progress import duration
-from vit24h.records import find_runs
-from vit24h.records.folder import hold_folder, remove_leftovers
-from vit24h.report import render_table, write_report
+from vit24h.records.folder import hold_folder, remove_leftovers, write_json
+from vit24h.report import read_suite, render_table, write_report
 
+_PLAN = "suite.json"
 DEFAULT_ARMS = ["baseline", "locality", "curriculum", "combined"]
 
 
@@ -53,6 +55,7 @@ class Suite:
         self.runs = list(runs)
         self._child: subprocess.Popen[bytes] | None = None
         self._stop_signal: int | None = None
+        self._gpu_lost = False
 
     @classmethod
     def plan(
@@ -97,25 +100,43 @@ class Suite:
         return cls(folder, runs)
 
     def run(self) -> int:
-        """Train what is not finished, then report. Exit status: 0, 1 where a run failed, 128 + signal when stopped."""
+        """Train what is not finished, then report.
+
+        Returns:
+            The exit status: 0, 1 where a run failed, 75 where the GPU is lost, 128 + signal when stopped.
+        """
         with hold_folder(self.folder):
-            todo = [run for run in self.runs if not run.finished]
+            self._write_plan()
+            todo = self._unfinished()
             for run in self.runs:
                 if run.finished:
                     remove_leftovers(run.run_dir)
-            print(f"{self.folder.name}: {len(self.runs)} runs in {self.folder}, {len(self.runs) - len(todo)} finished")
+            finished = len(self.runs) - len(todo)
+            print(f"{self.folder.name}: {_count(len(self.runs))} in {self.folder}, {finished} finished")
             if self.runs[0].config.smoke:
                 print("A smoke run: it shows that everything works, on a small scale. It is not the paper's result.")
             if todo:
                 _check_dataset(self.runs[0].config)
             failed = self._train_all()
             if self._stop_signal is not None:
-                print(f"stopped; {self._left()} to do: the same command goes on from here")
+                print(f"stopped; {_count(len(self._unfinished()))} to do: the same command goes on from here")
                 return 128 + self._stop_signal
+            if self._gpu_lost:
+                print(f"stopped without a GPU; {_count(len(self._unfinished()))} to do: a new start goes on from here")
+                return GPU_LOST
             self._report()
         for run in failed:
             print(f"FAILED: {run.title}; see {run.run_dir / 'log.jsonl'}", file=sys.stderr)
         return 1 if failed else 0
+
+    def _write_plan(self) -> None:
+        """What this suite is to train, for `vit24h status`; what earlier starts planned stays."""
+        planned = {run["folder"]: run for run in read_plan(self.folder) or []}
+        for run in self.runs:
+            folder = str(run.run_dir.relative_to(self.folder))
+            config = run.config
+            planned[folder] = {"arm": config.name, "seed": config.seed, "folder": folder, "hours": config.budget.hours}
+        write_json(self.folder / _PLAN, {"runs": list(planned.values())})
 
     def _train_all(self) -> list[PlannedRun]:
         """Train one after another; the runs that failed."""
@@ -135,6 +156,9 @@ class Suite:
                 if status == 0:
                     took = duration(time.monotonic() - begin)
                     print(f"{head}: finished in {took}, top-1 {_top1(run):.2f} %", flush=True)
+                elif status == GPU_LOST:
+                    self._gpu_lost = True  # the next one would find no GPU either
+                    break
                 elif self._stop_signal is None:
                     failed.append(run)
                     print(f"{head}: failed with exit status {status}; the next one begins", file=sys.stderr, flush=True)
@@ -158,14 +182,23 @@ class Suite:
         if self._child is not None:
             self._child.send_signal(number)
 
-    def _left(self) -> str:
-        left = sum(not run.finished for run in self.runs)
-        return f"{left} run{'s' if left != 1 else ''}"
+    def _unfinished(self) -> list[PlannedRun]:
+        return [run for run in self.runs if not run.finished]
 
     def _report(self) -> None:
         print("writing tables, figures and notebooks ...", flush=True)
         files = write_report(self.folder)
-        print(f"\n{render_table(find_runs(self.folder))}\n\nreport: {files.folder}", flush=True)
+        print(f"\n{render_table(read_suite(self.folder).runs)}\n\nreport: {files.folder}", flush=True)
+
+
+def read_plan(folder: Path) -> list[dict[str, Any]] | None:
+    """The runs planned in a suite's folder: arm, seed, folder, hours; None where no suite was started."""
+    try:
+        return json.loads((folder / _PLAN).read_text(encoding="utf-8"))["runs"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / _PLAN}: damaged; remove it and start the suite again") from error
 
 
 def data_overrides(data: Path | None) -> list[str]:
@@ -193,6 +226,10 @@ def _check_dataset(config: Config) -> None:
     dataset = open_configured_dataset(config.data)
     images = f"{len(dataset.train):,} training and {len(dataset.val):,} validation images"
     print(f"{images} of {len(dataset.classes)} classes", flush=True)
+
+
+def _count(runs: int) -> str:
+    return f"{runs} run{'s' if runs != 1 else ''}"
 
 
 def _top1(run: PlannedRun) -> float:

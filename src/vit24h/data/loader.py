@@ -119,7 +119,7 @@ class TrainLoader:
 
     Raises:
         UserError: from the constructor or from `next`: a batch larger than an epoch; images that are corrupt, one
-            after another.
+            after another; shared memory that is full.
         LoaderFault: from `next`: the images cannot be read at all; a worker was killed.
     """
 
@@ -206,7 +206,8 @@ class EvalLoader:
         rank, world_size: of this process among several: it gets every `world_size`-th image.
 
     Raises:
-        UserError: while iterating: a corrupt image, since accuracy over the others would be another figure.
+        UserError: while iterating: a corrupt image, since accuracy over the others would be another figure;
+            shared memory that is full.
         LoaderFault: while iterating: the images cannot be read at all; a worker was killed.
     """
 

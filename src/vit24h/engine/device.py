@@ -9,6 +9,7 @@ import torch
 
 from vit24h.config import Config
 from vit24h.errors import UserError
+from vit24h.gpu_loss import GpuLost, lost_access
 
 
 def select_device(requested: str) -> torch.device:
@@ -16,7 +17,10 @@ def select_device(requested: str) -> torch.device:
 
     Raises:
         UserError: a GPU is asked for and there is none.
+        GpuLost: there was one; `auto` is no reason to go on without it.
     """
+    if requested != "cpu" and not torch.cuda.is_available() and (seen := lost_access()):
+        raise GpuLost(seen)
     if requested == "cpu" or (requested == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -25,6 +29,11 @@ def select_device(requested: str) -> torch.device:
             "CUDA 13.0), or set runtime.device=cpu"
         )
     return torch.device("cuda")
+
+
+def lost_gpu(device: torch.device) -> str | None:
+    """Why a new process would not find the GPU that this one has, in a word; None if it would, or on a CPU."""
+    return lost_access() if device.type == "cuda" else None
 
 
 def select_precision(config: Config, device: torch.device) -> str:

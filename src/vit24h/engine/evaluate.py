@@ -23,7 +23,7 @@ def evaluate(
     """Top-1 and top-5 in percent, mean cross-entropy and number of images, for every model in one pass over the data.
 
     Args:
-        batches: (images uint8 (B, 3, H, W), labels (B,)), every validation image once.
+        batches: (images uint8 (B, 3, H, W), labels (B,)), every validation image once over all processes.
         normalize: uint8 images on the device -> what the model takes.
         stopped: asked before every batch; True ends the pass, and the answer is None.
     """
@@ -31,7 +31,7 @@ def evaluate(
     training = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
-    total = 0
+    total = torch.zeros(1, dtype=torch.int64, device=accelerator.device)
     try:
         for images, labels in batches:
             if stopped():
@@ -46,10 +46,11 @@ def evaluate(
     finally:
         for name, model in models.items():
             model.train(training[name])
+    images = int(accelerator.reduce(total, "sum"))
     results = {}
     for name, totals in sums.items():
-        top1, top5, loss = (totals / total).tolist()
-        results[name] = {"top1": 100 * top1, "top5": 100 * top5, "val_loss": loss, "images": total}
+        top1, top5, loss = (accelerator.reduce(totals, "sum") / images).tolist()
+        results[name] = {"top1": 100 * top1, "top5": 100 * top5, "val_loss": loss, "images": images}
     return results
 
 

@@ -50,7 +50,8 @@ class TrainStep:
         logits = self._model(images)  # (B, K), float32 whatever the arithmetic inside
         loss = F.cross_entropy(logits, targets, label_smoothing=self._label_smoothing)
         self._accelerator.backward(loss)
-        loss = loss.detach()
+        # Over several processes: the mean, so that all of them take the step or none does.
+        loss = self._accelerator.reduce(loss.detach(), "mean")
 
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -36,9 +37,11 @@ from vit24h.engine.step import TrainStep
 from vit24h.engine.trial import raise_if_out_of_memory, try_largest_step
 from vit24h.engine.watchdog import Watchdog
 from vit24h.errors import UserError
+from vit24h.gpu_loss import GpuLost, noticing_gpu_loss
 from vit24h.models import build_model, count_macs
 from vit24h.progress import TrainDisplay
 from vit24h.records import RunFolder, capture_environment
+from vit24h.records.chain import config_fingerprint, fingerprint
 from vit24h.records.folder import remove_leftovers, replace_file, write_json, write_yaml, writing_to
 from vit24h.records.reader import effective_rows, read_rows
 
@@ -67,12 +70,14 @@ def train(config: Config, run_dir: Path, *, display: TrainDisplay | None = None,
         UserError: the configuration, the dataset or the folder cannot be used as they are.
         Interrupted: Ctrl-C or SIGTERM; the run is saved. (During set-up, where there is nothing to save, these do what
             they do outside.)
+        GpuLost: the GPU cannot be used any more; the run is saved, or as it was at its last checkpoint.
         TrainingFailed: the loss stays non-finite, the dataset is damaged or stays away, the disk stays full.
     """
     display = display or TrainDisplay(f"{config.name} seed {config.seed}")
     _require_same_config(config, run_dir)
     stop = StopSignals()
-    with RunFolder(run_dir, wait_s=wait_s, waiting=display.message) as folder, display:
+    patient = {"wait_s": wait_s, "waiting": display.message}
+    with noticing_gpu_loss(), RunFolder(run_dir, **patient) as folder, display:
         if folder.result.is_file():
             remove_leftovers(run_dir)
             return json.loads(folder.result.read_text(encoding="utf-8"))
@@ -226,6 +231,7 @@ class Training:
                     self.checkpoint()
                 if time.monotonic() - self._last_beat > _HEARTBEAT_S:
                     self.beat()
+                    self._leave_a_lost_gpu()
 
             self._read_losses()
             if self.epoch.images:
@@ -358,16 +364,9 @@ class Training:
     def beat(self) -> None:
         """Note the clock beside the log, so that a kill can be told how much it lost; and show where the run is."""
         self._last_beat = time.monotonic()
-        status = {
-            "step": self.position.step,
-            "epochs": self.position.epochs,
-            "progress": self.progress(),
-            "image_size": self.state.image_size,
-            "top1": self.state.top1,
-            "clock": _rounded(self.clock.seconds()),
-        }
+        beat = {"step": self.position.step, **self._status(), "clock": _rounded(self.clock.seconds())}
         with suppress(OSError):  # a full disk is told by what has to be written; this makes lost time exact
-            write_json(self.folder.heartbeat, status, sync=False)
+            write_json(self.folder.heartbeat, beat, sync=False)
         self._show()
 
     def out_of_memory(self, error: Exception) -> None:
@@ -469,7 +468,8 @@ class Training:
             with writing_to(folder.path):
                 write_yaml(folder.config, config.to_dict())
                 write_json(folder.environment, environment)
-            self.record("start", **self.facts)
+            fingerprints = {"config": config_fingerprint(config.to_dict()), "environment": fingerprint(environment)}
+            self.record("start", **self.facts, fingerprints=fingerprints)
             return
 
         began_with = json.loads(folder.environment.read_text(encoding="utf-8"))
@@ -574,12 +574,19 @@ class Training:
             self.beat()
         return self.stop.requested()
 
-    def _save_and_leave(self) -> None:
+    def _leave_a_lost_gpu(self) -> None:
+        """This process still has its GPU, but the arm after it would find none: a new start gives it back."""
+        if seen := devices.lost_gpu(self.device):
+            self.incident("gpu_lost", reason=seen)
+            self._save_and_leave(GpuLost(seen))
+
+    def _save_and_leave(self, reason: Exception | None = None) -> None:
+        """Raises `reason`, or where it is None that the run was asked to stop."""
         saved = self.checkpoint()
         self.record_end("interrupted", saved=saved)
         if saved:
             self.folder.heartbeat.unlink(missing_ok=True)
-        raise Interrupted(self.stop.received, saved=saved)
+        raise reason or Interrupted(self.stop.received, saved=saved)
 
     def _finish(self) -> dict[str, Any]:
         config, position = self.config, self.position
@@ -608,26 +615,37 @@ class Training:
             "completed": True,
         }
         self.record_end("budget", saved=self._saved_step == position.step)
+        result["fingerprints"] = {
+            **rows[0].get("fingerprints", {}),
+            "log": self.folder.link,
+            "weights": hashlib.sha256(weights_file).hexdigest(),
+        }
         self.recovery.writing(lambda: write_json(self.folder.result, result))
         remove_leftovers(self.folder.path)  # checkpoints too: the weights are in model.safetensors
         return result
 
-    def _show(self, *, force: bool = False) -> None:
+    def _status(self) -> dict[str, Any]:
+        """Where the run is, for whoever watches it."""
         progress, budget = self.progress(), self.config.budget
         train_s = self.clock.seconds()["train_s"]
         if budget.hours is not None:
             left_s = budget.hours * 3600 - self.clock.counted_s
         else:
-            left_s = train_s * (1 - progress) / progress if progress else math.nan
-        self.display.update(
-            progress=progress,
-            image_size=self.state.image_size,
-            epochs=self.position.epochs,
-            top1=self.state.top1,
-            images_per_s=self._epoch_images_per_s() if self.epoch.images else self._images_per_s,
-            left_s=max(0.0, left_s),
-            force=force,
-        )
+            left_s = train_s * (1 - progress) / progress if progress else None
+        epoch_s = train_s - self.epoch.begin_train_s
+        images_per_s = self._epoch_images_per_s() if self.epoch.images else self._images_per_s
+        return {
+            "progress": min(progress, 1.0),
+            "image_size": self.state.image_size,
+            "epochs": self.position.epochs,
+            "top1": self.state.top1,
+            "images_per_s": images_per_s if math.isfinite(images_per_s) else None,
+            "waiting_share": self.epoch.data_wait_s / epoch_s if epoch_s > 0 else 0.0,
+            "left_s": None if left_s is None else max(0.0, left_s),
+        }
+
+    def _show(self, *, force: bool = False) -> None:
+        self.display.update(self._status(), force=force)
 
 
 def _require_same_config(config: Config, run_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -42,11 +43,12 @@ def capture_environment(
     }
 
 
+@functools.cache
 def code_fingerprint() -> str:
     """SHA-256 over names and contents of the package's source files, in order of name, hexadecimal.
 
-    The commit alone does not tell what ran: files may differ from it. `report/` is left out, which reads records and has
-    no part in making them; so are `configs/`, whose outcome is the resolved configuration, with a fingerprint of its own.
+    The commit alone does not tell what ran: files may differ from it. Left out are `report/`, which only reads records,
+    and `configs/`, whose outcome is the resolved configuration, with a fingerprint of its own.
     """
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()

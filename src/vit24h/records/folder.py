@@ -200,6 +200,20 @@ def hold_folder(folder: Path, *, wait_s: float = 0, waiting: Callable[[str], Non
     return file
 
 
+def is_held(folder: Path) -> bool:
+    """Whether some process holds `folder` just now."""
+    try:
+        file = (folder / ".lock").open()
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
     """Turn an OSError inside into a UserError that names `folder`."""

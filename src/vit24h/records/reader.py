@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from vit24h.config import parse_yaml
 from vit24h.errors import UserError
 
 State = Literal["finished", "unfinished", "failed"]
@@ -66,21 +67,26 @@ def load_run(path: Path) -> Run:
     Raises:
         UserError: a file is missing or is not what its name says, with the line.
     """
-    config_path = path / "config.yaml"
-    try:
-        config = yaml.safe_load(config_path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: not a run folder: no config.yaml ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{config_path}: damaged: not valid YAML") from error
-    if not isinstance(config, dict) or not {"name", "seed"} <= config.keys():
-        raise UserError(f"{config_path}: damaged: expected a resolved configuration with name and seed")
-    environment, result = (_read_json(path / name) for name in ("environment.json", "result.json"))
+    config = read_config(path / "config.yaml")
+    environment, result = (read_json(path / name) for name in ("environment.json", "result.json"))
     return Run(path, config, environment or {}, effective_rows(read_rows(path / "log.jsonl")), result)
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """A run folder's `config.yaml` as it is; its fields need not be those of today."""
+    try:
+        config = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path.parent}: not a run folder: no config.yaml ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: damaged: not valid YAML") from error
+    if not isinstance(config, dict) or type(config.get("name")) is not str or type(config.get("seed")) is not int:
+        raise UserError(f"{path}: damaged: expected a resolved configuration with name and seed")
+    return config
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a `log.jsonl` as written; a last line that a kill cut off is not one."""
+    """All rows of a `log.jsonl`, without their links; a last line that a kill cut off is not one."""
     rows = []
     try:
         text = path.read_text(encoding="utf-8")
@@ -95,6 +101,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path} line {number}: damaged: not a JSON object") from error
         if not isinstance(row, dict) or not isinstance(row.get("event"), str):
             raise UserError(f"{path} line {number}: damaged: expected an object with an event")
+        if row["event"] == "resume" and (type(row.get("rows")) is not int or not 0 <= row["rows"] < number):
+            raise UserError(f"{path} line {number}: damaged: expected the number of rows that it goes back to")
+        row.pop("link", None)  # of the hash chain, which `verify` looks at
         rows.append(row)
     return rows
 
@@ -114,12 +123,8 @@ def effective_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for _, row in kept]
 
 
-def _done_again(row: dict[str, Any]) -> bool:
-    """A corrupt image is met again; other incidents were of their time."""
-    return row["event"] in {"stage", "epoch", "eval"} or row.get("kind") == "corrupt_image"
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is no such file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -129,3 +134,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged: expected a JSON object")
     return content
+
+
+def _done_again(row: dict[str, Any]) -> bool:
+    """A corrupt image is met again; other incidents were of their time."""
+    return row["event"] in {"stage", "epoch", "eval"} or row.get("kind") == "corrupt_image"
