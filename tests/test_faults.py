@@ -183,6 +183,21 @@ def test_a_disk_that_stays_full_ends_the_run_in_words_and_loses_nothing_saved(
     assert_same_result(run_dir, undisturbed)
 
 
+def test_a_stop_while_a_full_disk_is_waited_for_is_obeyed(data, undisturbed, small_disk, monkeypatch):
+    def fill_and_stop():
+        fill(small_disk)
+        later(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    after_step(monkeypatch, {STEPS: fill_and_stop})
+    with pytest.raises(Interrupted) as stopped:
+        train(tiny_config(data, *EVERY_FEW_STEPS, steps=STEPS), small_disk / "run")
+    assert not stopped.value.saved  # and says so
+    monkeypatch.undo()
+    (small_disk / "filler").unlink()
+    train(tiny_config(data, steps=STEPS), small_disk / "run")
+    assert_same_result(small_disk / "run", undisturbed)
+
+
 def test_a_folder_made_read_only_under_a_run_is_written_again_when_it_can_be(
     data, undisturbed, small_disk, monkeypatch
 ):

@@ -19,7 +19,7 @@ from vit24h.errors import UserError
 from vit24h.gpu_loss import EXIT_STATUS as GPU_LOST
 from vit24h.gpu_loss import GpuLost
 from vit24h.processes import signal_when_parent_dies
-from vit24h.suite import DEFAULT_ARMS, Suite, data_overrides
+from vit24h.suite import DEFAULT_ARMS, SUITE_PROCESS, Suite, config_of, data_overrides
 
 # An arm whose suite was killed saves itself, for which it has 30 s, and leaves: its successor waits for that.
 _LEAVING_S = 60.0
@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Not the system's default, which leaves no chance to tidy up and does not stop a container's first process at all.
     signal.signal(signal.SIGTERM, _leave)
     options = _parser().parse_args(arguments)
+    if _in_a_suite():
+        signal_when_parent_dies(int(os.environ[SUITE_PROCESS]), signal.SIGTERM)
     try:
         return options.run(options)
     except UserError as error:
@@ -44,6 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _in_a_suite() -> bool:
+    return SUITE_PROCESS in os.environ
+
+
 def _leave(number: int, _frame: object) -> None:
     raise SystemExit(128 + number)
 
@@ -55,15 +61,11 @@ def _train(options: argparse.Namespace) -> int:
     config = load_config(options.config, profile=options.profile, overrides=_overrides(options))
     run_dir = options.run_dir or paths.runs() / config.profile / config.name / f"seed{config.seed}"
 
-    suite_process = os.environ.get("VIT24H_SUITE_PROCESS")
-    if suite_process:
-        signal_when_parent_dies(int(suite_process), signal.SIGTERM)
-
     from vit24h.engine.interruption import Interrupted
     from vit24h.engine.train import TrainingFailed, train
 
     try:
-        result = train(config, run_dir, wait_s=_LEAVING_S if suite_process else 0)
+        result = train(config, run_dir, wait_s=_LEAVING_S if _in_a_suite() else 0.5)
     except Interrupted as stopped:
         how = "stopped and saved" if stopped.saved else "stopped; this last moment could not be saved"
         print(f"{how} in {run_dir}; the same command goes on from here", flush=True)
@@ -71,7 +73,7 @@ def _train(options: argparse.Namespace) -> int:
     except TrainingFailed as error:
         print(f"vit24h: {config.name} seed {config.seed} failed: {error}", file=sys.stderr)
         return 1
-    if not suite_process:  # which says so itself
+    if not _in_a_suite():  # which says so itself
         print(f"{config.name} seed {config.seed}: top-1 {result['top1']:.2f} %, record in {run_dir}")
     return 0
 
@@ -89,6 +91,30 @@ def _suite(options: argparse.Namespace) -> int:
         name=options.name,
     )
     return suite.run()
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    profile = options.profile or "full"
+    arms = options.configs or DEFAULT_ARMS
+    configs = [load_config(config_of(arm), profile=profile, overrides=_overrides(options)) for arm in arms]
+    folder = options.folder or paths.runs()
+
+    from vit24h import doctor
+
+    checks = []
+    for check in doctor.examine(configs, folder, full=options.full):
+        checks.append(check)
+        if not options.brief:
+            print(doctor.as_line(check, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ), flush=True)
+        elif check.state == "fail":
+            print(f"vit24h: {check.name}: {check.found}: {check.remedy}", file=sys.stderr)
+        elif check.state == "warn":
+            print(f"warning: {check.name}: {check.found}: {check.remedy}", flush=True)
+        elif check.name == "dataset":
+            print(check.found, flush=True)
+    if not options.brief:
+        print(doctor.summary(checks))
+    return 2 if any(check.state == "fail" for check in checks) else 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -189,6 +215,22 @@ def _parser() -> argparse.ArgumentParser:
     suite.add_argument("--name", help="the suite's folder below runs/ (default: the profile's name)")
     _add_data_and_overrides(suite)
 
+    doctor = _command(
+        commands,
+        "doctor",
+        _doctor,
+        "is this machine ready for it: GPU, driver, memory, disks, dataset, speed of loading",
+        "vit24h doctor --data /data/imagenet",
+    )
+    doctor.add_argument(
+        "configs", nargs="*", metavar="CONFIG", help=f"what is to be trained (default: {' '.join(DEFAULT_ARMS)})"
+    )
+    doctor.add_argument("--profile", help="a YAML file, or one of configs/profiles (default: full)")
+    doctor.add_argument("--full", action="store_true", help="decode every image of the dataset")
+    doctor.add_argument("--folder", type=Path, help="where it is to be written (default: runs/)")
+    doctor.add_argument("--brief", action="store_true", help="say only what is not as it should be")
+    _add_data_and_overrides(doctor)
+
     evaluate = _command(
         commands,
         "evaluate",
@@ -262,7 +304,7 @@ def _add_data_and_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    seed = [] if options.seed is None else [f"seed={options.seed}"]
+    seed = [] if getattr(options, "seed", None) is None else [f"seed={options.seed}"]
     return [*data_overrides(options.data), *seed, *options.overrides]
 
 

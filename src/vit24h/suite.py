@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,6 +28,9 @@ from vit24h.records.folder import hold_folder, remove_leftovers, write_json
 from vit24h.report import read_suite, render_table, write_report
 
 _PLAN = "suite.json"
+SUITE_PROCESS = "VIT24H_SUITE_PROCESS"
+"""What tells a command that a suite has started it, in the environment: the suite's process id."""
+
 DEFAULT_ARMS = ["baseline", "locality", "curriculum", "combined"]
 
 
@@ -50,9 +54,10 @@ class PlannedRun:
 class Suite:
     """Runs in the order they are trained: all arms of the first seed, then of the next."""
 
-    def __init__(self, folder: Path, runs: Sequence[PlannedRun]) -> None:
+    def __init__(self, folder: Path, runs: Sequence[PlannedRun], checkup: Sequence[str] = ()) -> None:
         self.folder = folder
         self.runs = list(runs)
+        self._checkup = list(checkup)  # the command line that looks whether the machine is ready for them
         self._child: subprocess.Popen[bytes] | None = None
         self._stop_signal: int | None = None
         self._gpu_lost = False
@@ -85,10 +90,10 @@ class Suite:
         for seed in seeds:
             for arm in arms:
                 settings = [*data_overrides(data), *overrides, f"seed={seed}"]
-                config_path = _config_of(arm)
+                config_path = config_of(arm)
                 configs.append((config_path, settings, load_config(config_path, profile=profile, overrides=settings)))
         default_name = Path(profile).stem
-        if data is not None and load_config(_config_of(arms[0]), profile=profile).data.synthetic:
+        if data is not None and load_config(config_of(arms[0]), profile=profile).data.synthetic:
             default_name += f"-{data.resolve().name}"
         folder = paths.runs() / (name or default_name)
         runs = []
@@ -97,13 +102,16 @@ class Suite:
             command = [sys.executable, "-m", "vit24h", "train", config_path, "--profile", profile]
             command += ["--run-dir", str(run_dir), *(word for setting in settings for word in ("--set", setting))]
             runs.append(PlannedRun(config, run_dir, command))
-        return cls(folder, runs)
+        checkup = [sys.executable, "-m", "vit24h", "doctor", "--brief", "--folder", str(folder), "--profile", profile]
+        checkup += [word for setting in [*data_overrides(data), *overrides] for word in ("--set", setting)]
+        return cls(folder, runs, [*checkup, *dict.fromkeys(config_path for config_path, _, _ in configs)])
 
     def run(self) -> int:
         """Train what is not finished, then report.
 
         Returns:
-            The exit status: 0, 1 where a run failed, 75 where the GPU is lost, 128 + signal when stopped.
+            The exit status: 0, 1 where a run failed, 2 where the machine is not ready, 75 where the GPU is lost, 128 +
+            signal when stopped.
         """
         with hold_folder(self.folder):
             self._write_plan()
@@ -115,15 +123,17 @@ class Suite:
             print(f"{self.folder.name}: {_count(len(self.runs))} in {self.folder}, {finished} finished")
             if self.runs[0].config.smoke:
                 print("A smoke run: it shows that everything works, on a small scale. It is not the paper's result.")
-            if todo:
-                _check_dataset(self.runs[0].config)
-            failed = self._train_all()
+            with self._passing_stops_on():
+                not_ready = self._child_status(self._checkup) if todo and self._checkup else 0
+                failed = [] if not_ready else self._train_all()
             if self._stop_signal is not None:
                 print(f"stopped; {_count(len(self._unfinished()))} to do: the same command goes on from here")
                 return 128 + self._stop_signal
             if self._gpu_lost:
                 print(f"stopped without a GPU; {_count(len(self._unfinished()))} to do: a new start goes on from here")
                 return GPU_LOST
+            if not_ready:
+                return not_ready
             self._report()
         for run in failed:
             print(f"FAILED: {run.title}; see {run.run_dir / 'log.jsonl'}", file=sys.stderr)
@@ -141,41 +151,46 @@ class Suite:
     def _train_all(self) -> list[PlannedRun]:
         """Train one after another; the runs that failed."""
         failed = []
-        outer = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            for number, run in enumerate(self.runs, start=1):
-                if self._stop_signal is not None:
-                    break
-                begin = time.monotonic()
-                head = f"[{number}/{len(self.runs)}] {run.title}"
-                if run.finished:
-                    print(f"{head}: finished before, top-1 {_top1(run):.2f} %", flush=True)
-                    continue
-                print(f"{head}: {'goes on' if (run.run_dir / 'log.jsonl').is_file() else 'begins'}", flush=True)
-                status = self._train(run)
-                if status == 0:
-                    took = duration(time.monotonic() - begin)
-                    print(f"{head}: finished in {took}, top-1 {_top1(run):.2f} %", flush=True)
-                elif status == GPU_LOST:
-                    self._gpu_lost = True  # the next one would find no GPU either
-                    break
-                elif self._stop_signal is None:
-                    failed.append(run)
-                    print(f"{head}: failed with exit status {status}; the next one begins", file=sys.stderr, flush=True)
-        finally:
-            for number, handler in outer.items():
-                signal.signal(number, handler)
+        for number, run in enumerate(self.runs, start=1):
+            if self._stop_signal is not None:
+                break
+            begin = time.monotonic()
+            head = f"[{number}/{len(self.runs)}] {run.title}"
+            if run.finished:
+                print(f"{head}: finished before, top-1 {_top1(run):.2f} %", flush=True)
+                continue
+            print(f"{head}: {'goes on' if (run.run_dir / 'log.jsonl').is_file() else 'begins'}", flush=True)
+            status = self._child_status(run.command)
+            if status == 0:
+                took = duration(time.monotonic() - begin)
+                print(f"{head}: finished in {took}, top-1 {_top1(run):.2f} %", flush=True)
+            elif status == GPU_LOST:
+                self._gpu_lost = True  # the next one would find no GPU either
+                break
+            elif self._stop_signal is None:
+                failed.append(run)
+                print(f"{head}: failed with exit status {status}; the next one begins", file=sys.stderr, flush=True)
         return failed
 
-    def _train(self, run: PlannedRun) -> int:
+    def _child_status(self, command: Sequence[str]) -> int:
         # A process group of its own: Ctrl-C reaches it once, through us, and not also from the terminal.
-        environment = {**os.environ, "VIT24H_SUITE_PROCESS": str(os.getpid())}
-        self._child = subprocess.Popen(run.command, process_group=0, env=environment)
+        environment = {**os.environ, SUITE_PROCESS: str(os.getpid())}
+        self._child = subprocess.Popen(command, process_group=0, env=environment)
         if self._stop_signal is not None:  # it came while the process was being started
             self._child.send_signal(self._stop_signal)
         status = self._child.wait()
         self._child = None
         return 128 - status if status < 0 else status
+
+    @contextmanager
+    def _passing_stops_on(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM go to the child, which saves itself; we end after it."""
+        outer = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in outer.items():
+                signal.signal(number, handler)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         self._stop_signal = number
@@ -206,26 +221,17 @@ def data_overrides(data: Path | None) -> list[str]:
     return [] if data is None else [f"data.path={json.dumps(str(data.resolve()))}", "data.synthetic=false"]
 
 
-def _config_of(arm: str) -> str:
+def config_of(arm: str) -> str:
     """`combined` is short for `paper/combined`, `combined_64_5_32` for `paper/ablations/combined_64_5_32`."""
-    for folder in ("paper", "paper/ablations"):
-        if (paths.configs() / folder / f"{arm}.yaml").is_file():
-            return f"{folder}/{arm}"
+    for name in (arm, f"paper/{arm}", f"paper/ablations/{arm}"):
+        if (paths.configs() / f"{name}.yaml").is_file():
+            return name
     if Path(arm).suffix in {".yaml", ".yml"}:
         return arm
     names = [path.stem for path in sorted((paths.configs() / "paper").rglob("*.yaml"))]
     near = difflib.get_close_matches(arm, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}, or give a .yaml file"
     raise UserError(f"--arms: no arm {arm}; {hint}")
-
-
-def _check_dataset(config: Config) -> None:
-    """Find out before the first arm that the images are not there, and draw them where they are to be drawn."""
-    from vit24h.engine.inputs import open_configured_dataset  # imports torch: not for a suite that is finished
-
-    dataset = open_configured_dataset(config.data)
-    images = f"{len(dataset.train):,} training and {len(dataset.val):,} validation images"
-    print(f"{images} of {len(dataset.classes)} classes", flush=True)
 
 
 def _count(runs: int) -> str:

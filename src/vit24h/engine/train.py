@@ -57,7 +57,7 @@ class _NonFiniteLoss(TrainingFailed):
     """Many steps in a row had no finite loss: what the last checkpoint is there for."""
 
 
-def train(config: Config, run_dir: Path, *, display: TrainDisplay | None = None, wait_s: float = 0) -> dict[str, Any]:
+def train(config: Config, run_dir: Path, *, display: TrainDisplay | None = None, wait_s: float = 0.5) -> dict[str, Any]:
     """Train `config` in `run_dir` until its budget is spent, or go on where a stopped run left off.
 
     Args:
@@ -422,6 +422,8 @@ class Training:
         """Between two looks whether what is waited for is there."""
         self.watchdog.moved()
         self.beat()
+        if self.stop.requested():
+            self._save_and_leave()
 
     def _workers(self) -> list[tuple[int, Path | None]]:
         return [*self.loader.workers(), *self.eval_loader.workers()]
@@ -582,7 +584,7 @@ class Training:
 
     def _save_and_leave(self, reason: Exception | None = None) -> None:
         """Raises `reason`, or where it is None that the run was asked to stop."""
-        saved = self.checkpoint()
+        saved = self.checkpoint() or self._saved_step == self.position.step
         self.record_end("interrupted", saved=saved)
         if saved:
             self.folder.heartbeat.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ def capture_environment(
         "git": _git(),
         "code": {"fingerprint": code_fingerprint()},
         "image": os.environ.get("VIT24H_IMAGE") or None,  # set when the container is built
-        "gpu": {**gpu, "driver": _driver_version()} if gpu else None,
+        "gpu": {**gpu, "driver": driver_version()} if gpu else None,
         "cpu": {"model": _cpu_model(), "cores": len(os.sched_getaffinity(0))},
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
@@ -60,6 +60,12 @@ def code_fingerprint() -> str:
     return digest.hexdigest()
 
 
+def driver_version() -> str | None:
+    """Of NVIDIA's driver, such as 580.65.06; None where there is none."""
+    text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return text.splitlines()[0] if text else None
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -83,11 +89,6 @@ def _git() -> dict[str, Any] | None:
         built_from = os.environ.get("VIT24H_COMMIT")
         return {"commit": built_from, "dirty": False} if built_from else None
     return {"commit": commit, "dirty": bool(_output("git", "-C", root, "status", "--porcelain"))}
-
-
-def _driver_version() -> str | None:
-    text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return text.splitlines()[0] if text else None
 
 
 def _cpu_model() -> str:

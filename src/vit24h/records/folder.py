@@ -24,6 +24,7 @@ from vit24h.errors import UserError
 from vit24h.records import chain
 
 _WRITING = ".writing"
+_MOMENT_S = 0.5
 
 
 class RunFolder:
@@ -40,7 +41,9 @@ class RunFolder:
         UserError: the folder cannot be made or written, or another process is writing to it.
     """
 
-    def __init__(self, path: Path, *, wait_s: float = 0, waiting: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, path: Path, *, wait_s: float = _MOMENT_S, waiting: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.path = path
         self._lock = hold_folder(path, wait_s=wait_s, waiting=waiting)
         self._appending = threading.Lock()
@@ -171,12 +174,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def hold_folder(folder: Path, *, wait_s: float = 0, waiting: Callable[[str], None] = lambda _: None) -> IO[str]:
+def hold_folder(folder: Path, *, wait_s: float = _MOMENT_S, waiting: Callable[[str], None] = lambda _: None) -> IO[str]:
     """Make `folder` and hold it until the file is closed, or the process is gone, however it went.
 
     Args:
-        wait_s: how long to wait for another process that holds it.
-        waiting: called once with what is waited for.
+        wait_s: how long to wait for another process that holds it; one that only looks (`is_held`) does for a moment.
+        waiting: called once with what is waited for, where that may take longer.
 
     Raises:
         UserError: it cannot be made or written, or another process holds it (named).
@@ -192,7 +195,7 @@ def hold_folder(folder: Path, *, wait_s: float = 0, waiting: Callable[[str], Non
             if time.monotonic() >= end:
                 file.close()
                 raise UserError(f"{folder}: process {holder} is at work there; wait for it, or stop it first")
-            if not told:
+            if not told and wait_s > _MOMENT_S:
                 waiting(f"process {holder} is at work in {folder}; waiting for it to leave")
                 told = True
             time.sleep(0.1)
