@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,10 +18,16 @@ from vit24h.config import load_config
 from vit24h.errors import UserError
 from vit24h.gpu_loss import EXIT_STATUS as GPU_LOST
 from vit24h.gpu_loss import GpuLost
+from vit24h.processes import signal_when_parent_dies
 from vit24h.suite import DEFAULT_ARMS, Suite, data_overrides
+
+# An arm whose suite was killed saves itself, for which it has 30 s, and leaves: its successor waits for that.
+_LEAVING_S = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    # Not the system's default, which leaves no chance to tidy up and does not stop a container's first process at all.
+    signal.signal(signal.SIGTERM, _leave)
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -37,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 # -- commands; torch is imported only where it is needed, so that help and errors come at once -----------------------
 
 
@@ -44,16 +55,18 @@ def _train(options: argparse.Namespace) -> int:
     config = load_config(options.config, profile=options.profile, overrides=_overrides(options))
     run_dir = options.run_dir or paths.runs() / config.profile / config.name / f"seed{config.seed}"
 
-    from vit24h.engine.interruption import Interrupted, stop_when_parent_dies
-    from vit24h.engine.train import TrainingFailed, train
-
     suite_process = os.environ.get("VIT24H_SUITE_PROCESS")
     if suite_process:
-        stop_when_parent_dies(int(suite_process))
+        signal_when_parent_dies(int(suite_process), signal.SIGTERM)
+
+    from vit24h.engine.interruption import Interrupted
+    from vit24h.engine.train import TrainingFailed, train
+
     try:
-        result = train(config, run_dir)
+        result = train(config, run_dir, wait_s=_LEAVING_S if suite_process else 0)
     except Interrupted as stopped:
-        print(f"stopped and saved in {run_dir}; the same command goes on from here", flush=True)
+        how = "stopped and saved" if stopped.saved else "stopped; this last moment could not be saved"
+        print(f"{how} in {run_dir}; the same command goes on from here", flush=True)
         return stopped.exit_status
     except TrainingFailed as error:
         print(f"vit24h: {config.name} seed {config.seed} failed: {error}", file=sys.stderr)

@@ -115,6 +115,8 @@ class RuntimeConfig:
     eval_batch_size: int
     checkpoint_minutes: float
     log_every_steps: int
+    fault_wait_minutes: float
+    stall_minutes: float
 
 
 @dataclass(frozen=True)
@@ -556,7 +558,9 @@ def _validate(config: Config, origin: Mapping[str, str]) -> None:
     require(runtime.workers == "auto" or runtime.workers >= 0, "runtime.workers", "auto, or 0 or more")
     for key in ("prefetch_batches", "eval_batch_size", "log_every_steps"):
         require(getattr(runtime, key) >= 1, f"runtime.{key}", "1 or more")
-    require(runtime.checkpoint_minutes > 0, "runtime.checkpoint_minutes", "more than 0")
+    for key in ("checkpoint_minutes", "stall_minutes"):
+        require(getattr(runtime, key) > 0, f"runtime.{key}", "more than 0")
+    require(runtime.fault_wait_minutes >= 0, "runtime.fault_wait_minutes", "0 or more")
 
 
 def _validate_curriculum(config: Config, require: Any) -> None:

@@ -23,7 +23,7 @@ from vit24h.config import Config, load_config
 from vit24h.errors import UserError
 from vit24h.gpu_loss import EXIT_STATUS as GPU_LOST
 from vit24h.progress import duration
-from vit24h.records.folder import hold_folder, write_json
+from vit24h.records.folder import hold_folder, remove_leftovers, write_json
 from vit24h.report import read_suite, render_table, write_report
 
 _PLAN = "suite.json"
@@ -108,6 +108,9 @@ class Suite:
         with hold_folder(self.folder):
             self._write_plan()
             todo = self._unfinished()
+            for run in self.runs:
+                if run.finished:
+                    remove_leftovers(run.run_dir)
             finished = len(self.runs) - len(todo)
             print(f"{self.folder.name}: {_count(len(self.runs))} in {self.folder}, {finished} finished")
             if self.runs[0].config.smoke:

@@ -6,7 +6,15 @@ Must not know: models, the clock, what an epoch means to training.
 from vit24h.data.augment import EvalTransform, TrainTransform, draw_erasing_box
 from vit24h.data.device import DeviceAugment
 from vit24h.data.index import Dataset, FolderIndex, ImageSource, open_dataset
-from vit24h.data.loader import Batch, BatchPlan, EvalLoader, TrainLoader
+from vit24h.data.loader import (
+    Batch,
+    BatchPlan,
+    DatasetGoneError,
+    EvalLoader,
+    LoaderFault,
+    TrainLoader,
+    WorkerKilledError,
+)
 from vit24h.data.order import EpochOrder
 from vit24h.data.synthetic import draw_images
 
@@ -14,14 +22,17 @@ __all__ = [
     "Batch",
     "BatchPlan",
     "Dataset",
+    "DatasetGoneError",
     "DeviceAugment",
     "EpochOrder",
     "EvalLoader",
     "EvalTransform",
     "FolderIndex",
     "ImageSource",
+    "LoaderFault",
     "TrainLoader",
     "TrainTransform",
+    "WorkerKilledError",
     "draw_erasing_box",
     "draw_images",
     "open_dataset",

@@ -17,6 +17,10 @@ class CorruptImageError(ValueError):
     """A file that holds no complete image. The message is the reason, without the path."""
 
 
+class UnreadableImageError(CorruptImageError):
+    """A file that the system does not give."""
+
+
 def load_image(images: ImageSource, index: int) -> Image.Image:
     """Image `index` of a split, decoded, in RGB.
 
@@ -24,12 +28,13 @@ def load_image(images: ImageSource, index: int) -> Image.Image:
     orientation are left out of account, as by torchvision's ImageFolder, with which the paper read its images.
 
     Raises:
-        CorruptImageError: it cannot be read or decoded to its end.
+        UnreadableImageError: it cannot be read.
+        CorruptImageError: it cannot be decoded to its end.
     """
     try:
         encoded = images.read(index)
     except OSError as error:
-        raise CorruptImageError(f"cannot be read: {error.strerror}") from error
+        raise UnreadableImageError(f"cannot be read: {error.strerror}") from error
     return decode(encoded)
 
 

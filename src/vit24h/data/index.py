@@ -37,6 +37,9 @@ class ImageSource(Protocol):
     def path(self, index: int) -> Path:
         """Where the image is, as a message names it."""
 
+    def is_there(self) -> bool:
+        """False where the whole split cannot be read at this moment: its folder is gone, its disk is not mounted."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -142,6 +145,13 @@ class FolderIndex:
 
     def read(self, index: int) -> bytes:
         return self.path(index).read_bytes()
+
+    def is_there(self) -> bool:
+        try:
+            with os.scandir(self.root) as entries:
+                return any(True for _ in entries)  # nothing: a place where a disk was mounted
+        except OSError:
+            return False
 
     def path(self, index: int) -> Path:
         name = self._names[self._ends[index] : self._ends[index + 1]]

@@ -18,6 +18,8 @@ import atexit
 import contextlib
 import functools
 import itertools
+import mmap
+import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -32,18 +34,32 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from vit24h.data.augment import Box, EvalTransform, TrainTransform
-from vit24h.data.decode import CorruptImageError, load_image
+from vit24h.data.decode import CorruptImageError, UnreadableImageError, load_image
 from vit24h.data.index import ImageSource
 from vit24h.data.order import EpochOrder
 from vit24h.data.randomness import Stream, generator
 from vit24h.errors import UserError
+from vit24h.processes import signal_when_parent_dies
 
 REPLACEMENT_TRIES = 10
 EVAL_PREFETCH_BATCHES = 2
+_NONE = -1
+
+
+class LoaderFault(UserError):  # noqa: N818
+    """A loader is broken by what may pass: another one, from the same place on, may work."""
+
+
+class DatasetGoneError(LoaderFault):
+    """The images cannot be read at all for now."""
+
+
+class WorkerKilledError(LoaderFault):
+    """A worker was ended from outside."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +118,9 @@ class TrainLoader:
         rank, world_size: of this process among several: it gets every `world_size`-th sample of each batch.
 
     Raises:
-        UserError: from the constructor or from `next`: a batch larger than an epoch; images that cannot be read, one
-            after another; a worker that was killed; shared memory that is full.
+        UserError: from the constructor or from `next`: a batch larger than an epoch; images that are corrupt, one
+            after another; shared memory that is full.
+        LoaderFault: from `next`: the images cannot be read at all; a worker was killed.
     """
 
     def __init__(
@@ -125,8 +142,9 @@ class TrainLoader:
     ):
         requests = _requests(order, plan, start_epoch, start_position, rank, world_size)
         first = next(requests)  # what is wrong with the plan is found before there are workers
+        self._activity = _Activity(images, workers)
         self._processes = _Processes(
-            _TrainBatches(images, transform, erasing, seed),
+            _TrainBatches(images, transform, erasing, seed, self._activity),
             itertools.chain([first], requests),
             workers=workers,
             prefetch_batches=prefetch_batches,
@@ -140,6 +158,10 @@ class TrainLoader:
     def __next__(self) -> Batch:
         return next(self._batches)
 
+    def workers(self) -> list[tuple[int, Path | None]]:
+        """Process id of each worker, and the image it is at."""
+        return [(process, self._activity.of(worker)) for worker, process in enumerate(self._processes.ids())]
+
     def close(self) -> None:
         """End the workers. Nothing is left of them when this returns; a second call does nothing."""
         self._batches = iter(())
@@ -150,6 +172,23 @@ class TrainLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Activity:
+    """Which image each worker is at: written by the workers, read by the main process, in memory they share."""
+
+    def __init__(self, images: ImageSource, workers: int):
+        self._images = images
+        self._indices = np.frombuffer(mmap.mmap(-1, 8 * max(workers, 1)), np.int64)
+        self._indices[:] = _NONE
+
+    def at(self, index: int) -> None:
+        worker = get_worker_info()
+        self._indices[worker.id if worker else 0] = index
+
+    def of(self, worker: int) -> Path | None:
+        index = int(self._indices[worker])
+        return None if index == _NONE else self._images.path(index)
 
 
 class EvalLoader:
@@ -167,8 +206,9 @@ class EvalLoader:
         rank, world_size: of this process among several: it gets every `world_size`-th image.
 
     Raises:
-        UserError: while iterating: a corrupt image, since accuracy over the others would be another figure; a worker
-            that was killed; shared memory that is full.
+        UserError: while iterating: a corrupt image, since accuracy over the others would be another figure;
+            shared memory that is full.
+        LoaderFault: while iterating: the images cannot be read at all; a worker was killed.
     """
 
     def __init__(
@@ -184,8 +224,9 @@ class EvalLoader:
     ):
         indices = range(rank, len(images), world_size)
         self._requests = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        self._activity = _Activity(images, workers)
         self._processes = _Processes(
-            _EvalBatches(images, transform),
+            _EvalBatches(images, transform, self._activity),
             self._requests,
             workers=workers,
             prefetch_batches=EVAL_PREFETCH_BATCHES,
@@ -198,6 +239,10 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return self._processes.start()
+
+    def workers(self) -> list[tuple[int, Path | None]]:
+        """Process id of each worker, and the image it is at."""
+        return [(process, self._activity.of(worker)) for worker, process in enumerate(self._processes.ids())]
 
     def close(self) -> None:
         """End the workers. Nothing is left of them when this returns; a second call does nothing."""
@@ -275,11 +320,13 @@ class _TrainBatches(TorchDataset):
         transform: TrainTransform,
         erasing: Callable[[int, np.random.Generator], Box],
         seed: int,
+        activity: _Activity,
     ):
         self._images = images
         self._transform = transform
         self._erasing = erasing
         self._seed = seed
+        self._activity = activity
 
     def __getitem__(self, request: _Request) -> Batch | UserError:
         size, count = request.image_size, len(request.image_indices)
@@ -299,6 +346,7 @@ class _TrainBatches(TorchDataset):
             pixels[sample] = self._transform(picture, size, rng)
             labels[sample] = label
             boxes[sample] = self._erasing(size, rng)
+        self._activity.at(_NONE)
         return Batch(
             images=_channels_first(pixels),
             labels=torch.from_numpy(labels),
@@ -313,20 +361,23 @@ class _TrainBatches(TorchDataset):
     def _load_or_replace(self, index: int, incidents: list[dict[str, Any]]) -> tuple[Image.Image, int]:
         """Picture and label of an image, or of the first one after it in the index that is not corrupt."""
         corrupt: list[tuple[str, str]] = []
+        readable = False
         for candidate in range(index, index + 1 + REPLACEMENT_TRIES):
             candidate %= len(self._images)
             path = str(self._images.path(candidate))
+            self._activity.at(candidate)
             try:
-                picture = load_image(self._images, candidate)
+                picture = _load(self._images, candidate)
             except CorruptImageError as error:
                 corrupt.append((path, str(error)))
+                readable |= not isinstance(error, UnreadableImageError)
                 continue
             incidents += [
                 {"kind": "corrupt_image", "path": bad, "reason": reason, "replaced_by": path} for bad, reason in corrupt
             ]
             return picture, int(self._images.labels[candidate])
         path, reason = corrupt[0]
-        raise UserError(
+        raise (UserError if readable else DatasetGoneError)(
             f"{path}: {reason}, and so are the {REPLACEMENT_TRIES} images after it in its folder or the next: expected "
             "a readable dataset: check that it is still in place and complete"
         )
@@ -335,23 +386,40 @@ class _TrainBatches(TorchDataset):
 class _EvalBatches(TorchDataset):
     """The work on an evaluation batch. To torch's DataLoader, a dataset whose items are whole batches."""
 
-    def __init__(self, images: ImageSource, transform: EvalTransform):
+    def __init__(self, images: ImageSource, transform: EvalTransform, activity: _Activity):
         self._images = images
         self._transform = transform
+        self._activity = activity
 
     def __getitem__(self, indices: range) -> tuple[torch.Tensor, torch.Tensor] | UserError:
         size = self._transform.image_size
         pixels = np.empty((len(indices), size, size, 3), np.uint8)
         for sample, index in enumerate(indices):
+            self._activity.at(index)
             try:
-                pixels[sample] = self._transform(load_image(self._images, index))
+                pixels[sample] = self._transform(_load(self._images, index))
+            except DatasetGoneError as error:
+                return error
             except CorruptImageError as error:
                 return UserError(
                     f"{self._images.path(index)}: {error}: every validation image counts, so put an intact copy "
                     "of this one there, or remove it"
                 )
+        self._activity.at(_NONE)
         labels = self._images.labels[indices.start : indices.stop : indices.step].astype(np.int64)
         return _channels_first(pixels), torch.from_numpy(labels)
+
+
+def _load(images: ImageSource, index: int) -> Image.Image:
+    """`load_image`, but a dataset that is gone for a while is not taken for a corrupt image."""
+    try:
+        return load_image(images, index)
+    except UnreadableImageError as error:
+        if not images.is_there():
+            raise DatasetGoneError(
+                f"{images.path(index)}: {error}, nor is there anything else of its dataset"
+            ) from error
+        return load_image(images, index)  # it may be back since
 
 
 def _channels_first(pixels: np.ndarray) -> torch.Tensor:
@@ -395,6 +463,9 @@ class _Processes:
             self._iterator = iter(self._loader)
         return _results(self._iterator, _workers(self._iterator))
 
+    def ids(self) -> list[int]:
+        return [worker.pid for worker in _workers(self._iterator)]
+
     def close(self) -> None:
         atexit.unregister(self._at_exit)
         iterator, self._iterator, self._loader = self._iterator, None, None
@@ -423,7 +494,7 @@ def _results(iterator: Iterator[Any], workers: list[BaseProcess]) -> Iterator[An
             # Of torch when it looks and a worker is gone, or of a connection to one that goes at that moment.
             if not multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1):
                 raise
-            raise UserError(
+            raise WorkerKilledError(
                 "a loader process was killed, most often because memory ran out: set runtime.workers or "
                 "runtime.prefetch_batches lower, or give the machine or container more memory"
             ) from error
@@ -455,6 +526,8 @@ def _leave_signals_to_the_main_process(_worker: int) -> None:
     # may need a batch, and closes the loader.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Where the main process is killed, nobody closes the loader.
+    signal_when_parent_dies(multiprocessing.parent_process().pid, signal.SIGKILL)
 
 
 def _as_it_is(result: Any) -> Any:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the run is saved and goes on at the next start
-    """The run was asked to stop and has saved itself. `exit_status` is 130 for Ctrl-C, 143 for SIGTERM."""
+class Interrupted(Exception):  # noqa: N818 - not an error: the run goes on at the next start
+    """The run was asked to stop and has ended, `saved` or, where the disk did not take it, not.
 
-    def __init__(self, signal_number: int) -> None:
+    `exit_status` is 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, signal_number: int, *, saved: bool) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.exit_status = 128 + signal_number
+        self.saved = saved
 
 
-def stop_when_parent_dies(parent: int) -> None:
-    """Be sent SIGTERM when the process `parent` ends, however it ends (Linux): a killed suite leaves no arm behind."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if os.getppid() != parent:  # it was gone before we asked
-        os.kill(os.getpid(), signal.SIGTERM)
+class StopRequested(Exception):  # noqa: N818
+    """Raised by a stop signal inside `StopSignals.ending_a_wait`."""
 
 
 class StopSignals:
@@ -29,6 +30,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._in_a_wait = False
         self._outer: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -43,7 +45,24 @@ class StopSignals:
     def requested(self) -> bool:
         return self.received is not None
 
+    @contextmanager
+    def ending_a_wait(self) -> Iterator[None]:
+        """For what may take long, or hang, and can be given up at any point: a stop raises StopRequested in it."""
+        self._in_a_wait = True
+        try:
+            if self.received is not None:
+                raise StopRequested
+            yield
+        finally:
+            self._in_a_wait = False
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:
             self.received = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if self._in_a_wait:
+                raise StopRequested
+        elif number == signal.SIGINT:
+            # At once: no exception, which whatever hangs could hold up. What was saved before is whole, and the next
+            # start removes what is half-written.
+            os.write(2, b"\nleft at once; the next start goes on from the last checkpoint\n")
+            os._exit(128 + number)

@@ -9,9 +9,12 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,59 +24,68 @@ from torch import Tensor
 from vit24h import schedules
 from vit24h.budget import BudgetClock, Position
 from vit24h.config import Config, read_config
-from vit24h.data import BatchPlan, Dataset, EvalLoader, TrainLoader
+from vit24h.data import Batch, BatchPlan, Dataset, EvalLoader, TrainLoader
 from vit24h.engine import device as devices
 from vit24h.engine import inputs
 from vit24h.engine.checkpoint import load_newest_checkpoint, save_checkpoint
 from vit24h.engine.ema import WeightAverage
 from vit24h.engine.evaluate import evaluate
-from vit24h.engine.interruption import Interrupted, StopSignals
+from vit24h.engine.interruption import Interrupted, StopRequested, StopSignals
 from vit24h.engine.optim import build_optimizer
+from vit24h.engine.recovery import Recovery, TrainingFailed
 from vit24h.engine.step import TrainStep
+from vit24h.engine.trial import raise_if_out_of_memory, try_largest_step
+from vit24h.engine.watchdog import Watchdog
 from vit24h.errors import UserError
 from vit24h.gpu_loss import GpuLost, noticing_gpu_loss
 from vit24h.models import build_model, count_macs
 from vit24h.progress import TrainDisplay
 from vit24h.records import RunFolder, capture_environment
 from vit24h.records.chain import config_fingerprint, fingerprint
-from vit24h.records.folder import replace_file, write_json, write_yaml
-from vit24h.records.reader import read_rows
+from vit24h.records.folder import remove_leftovers, replace_file, write_json, write_yaml, writing_to
+from vit24h.records.reader import effective_rows, read_rows
 
-_HEARTBEAT_S = 5.0
+Result = TypeVar("Result")
+
+_HEARTBEAT_S = 1.0
 _NON_FINITE_IN_A_ROW = 10
 _IMAGES_PER_CORRUPT = 1000  # more corrupt images than one in this many end the run
 _CORRUPT_BEFORE_A_RATE = 10  # so many say nothing yet about a large dataset of which little has been read
-
-
-class TrainingFailed(Exception):  # noqa: N818
-    """The run cannot go on; the message says why, and what can be done."""
 
 
 class _NonFiniteLoss(TrainingFailed):
     """Many steps in a row had no finite loss: what the last checkpoint is there for."""
 
 
-def train(config: Config, run_dir: Path, *, display: TrainDisplay | None = None) -> dict[str, Any]:
+def train(config: Config, run_dir: Path, *, display: TrainDisplay | None = None, wait_s: float = 0) -> dict[str, Any]:
     """Train `config` in `run_dir` until its budget is spent, or go on where a stopped run left off.
 
+    Args:
+        wait_s: how long to wait where another process still writes to `run_dir`.
+
     Returns:
-        The content of `result.json`. A finished run is not touched.
+        The content of `result.json`. A finished run's record is not touched.
 
     Raises:
         UserError: the configuration, the dataset or the folder cannot be used as they are.
-        Interrupted: Ctrl-C or SIGTERM; the run is saved.
+        Interrupted: Ctrl-C or SIGTERM; the run is saved. (During set-up, where there is nothing to save, these do what
+            they do outside.)
         GpuLost: the GPU cannot be used any more; the run is saved, or as it was at its last checkpoint.
-        TrainingFailed: the loss stays non-finite, or the dataset is damaged.
+        TrainingFailed: the loss stays non-finite, the dataset is damaged or stays away, the disk stays full.
     """
     display = display or TrainDisplay(f"{config.name} seed {config.seed}")
     _require_same_config(config, run_dir)
-    with noticing_gpu_loss(), RunFolder(run_dir) as folder, StopSignals() as stop, display:
+    stop = StopSignals()
+    patient = {"wait_s": wait_s, "waiting": display.message}
+    with noticing_gpu_loss(), RunFolder(run_dir, **patient) as folder, display:
         if folder.result.is_file():
+            remove_leftovers(run_dir)
             return json.loads(folder.result.read_text(encoding="utf-8"))
         for last_try in (False, True):
             training = Training(config, folder, stop, display)
             try:
-                return training.run()
+                with stop:
+                    return training.run()
             except _NonFiniteLoss as error:
                 if last_try:
                     training.record_end("failed", str(error))
@@ -81,7 +93,10 @@ def train(config: Config, run_dir: Path, *, display: TrainDisplay | None = None)
                 training.incident("rollback", reason=str(error))
                 training.beat()  # what is thrown away now is lost time
             except (TrainingFailed, UserError) as error:
-                training.record_end("failed", str(error))
+                training.record_end("failed", str(error), saved=getattr(error, "saved", False))
+                raise
+            except (MemoryError, RuntimeError) as error:
+                training.out_of_memory(error)
                 raise
             finally:
                 training.close()
@@ -145,6 +160,7 @@ class Training:
             "precision": precision,
         }
         model.to(self.device)
+        try_largest_step(config, model, len(dataset.classes), self.accelerator)
         self.average = WeightAverage(model, config.optimizer.ema_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, config.optimizer))
         augment = inputs.device_augment(config, len(dataset.classes))
@@ -159,19 +175,23 @@ class Training:
         )
 
         self._begin_or_resume(dataset)
-        self._planned_step = self.position.step
         self._stage_begin = (self.position.step, self.clock.counted_s)
-        self.loader = inputs.train_loader(
-            config,
+        self._dataset, self._order = dataset, order
+        self._start_loader()
+        self._start_eval_loader()
+        self.recovery = Recovery(
+            folder,
             dataset,
-            order,
-            self.plan,
-            device=self.device,
-            start_epoch=self.position.epoch,
-            start_position=self.position.sample,
+            wait_minutes=config.runtime.fault_wait_minutes,
+            incident=self.incident,
+            meanwhile=self._wait_a_moment,
+            save=self.checkpoint,
         )
-        self.eval_loader = inputs.eval_loader(config, dataset, device=self.device)
+        self.watchdog = Watchdog(
+            config.runtime.stall_minutes, stalled=partial(self.incident, "stalled"), workers=self._workers
+        )
         self._last_beat = self._last_checkpoint = time.monotonic()
+        self._saved_step = self.position.step
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -179,17 +199,17 @@ class Training:
         """Train until the budget is spent; the content of `result.json`."""
         position, config = self.position, self.config
         self.model.train()
-        with self.clock.phase("train"):
+        with self.watchdog, self.clock.phase("train"):
             while True:
                 if self._evaluation_due():
                     self.evaluate()
                 if self.stop.requested():
-                    self._save_and_leave(Interrupted(self.stop.received))
+                    self._save_and_leave()
                 if self.budget_spent():
                     break
 
                 waiting_since = time.monotonic()
-                batch = next(self.loader)
+                batch = self._next_batch()
                 self.epoch.data_wait_s += time.monotonic() - waiting_since
                 if batch.image_size != self.state.image_size:
                     self._begin_stage(batch.image_size)
@@ -198,6 +218,7 @@ class Training:
                 loss = self.step(batch.to(self.device, non_blocking=True), learning_rate)
 
                 position.advance(len(batch.labels), last_of_epoch=batch.last_of_epoch)
+                self.watchdog.moved()
                 self.epoch.images += len(batch.labels)
                 self._last_row = {"batch_size": len(batch.labels), "learning_rate": learning_rate}
                 self._pending.append((position.step, loss))
@@ -213,13 +234,15 @@ class Training:
                     self._leave_a_lost_gpu()
 
             self._read_losses()
-            if not position.epoch_ended:
+            if self.epoch.images:
                 self.epoch.complete = False
                 self._end_epoch()
+            if self._saved_step != position.step:
+                self.checkpoint()  # from here on nothing of training can be lost
             if self.state.evaluated_step != position.step:
                 self.evaluate()
             if self.stop.requested():
-                self._save_and_leave(Interrupted(self.stop.received))
+                self._save_and_leave()
         return self._finish()
 
     def progress(self, *, steps_ahead: int = 0) -> float:
@@ -276,8 +299,11 @@ class Training:
         with self.clock.phase("eval"):
             self.display.note("evaluating")
             models = {"raw": self.accelerator.unwrap_model(self.model), "ema": self.average.model}
-            results = evaluate(
-                models, self.eval_loader, self.normalize, self.accelerator, stopped=self._stopped_or_beat
+            results = self._unless_stopped(
+                lambda: evaluate(
+                    models, self.eval_loader, self.normalize, self.accelerator, stopped=self._stopped_or_beat
+                ),
+                self._start_eval_loader,
             )
         if results is None:
             return
@@ -302,7 +328,10 @@ class Training:
             **self._last_row,
             "clock": _rounded(self.clock.seconds()),
         }
+        was_written = self.folder.problem is None
         self.folder.append({**row, **content})
+        if was_written and self.folder.problem is not None:
+            self.incident("log_waits", reason=f"{self.folder.problem}; rows are kept and written when they can be")
 
     def incident(self, kind: str, **details: Any) -> None:
         self.record("incident", kind=kind, **details)
@@ -318,12 +347,16 @@ class Training:
         begin = time.monotonic()
         with self.clock.phase("checkpoint"):
             try:
+                if not self.folder.flush():
+                    raise OSError(f"writing log.jsonl failed: {self.folder.problem}")  # which it must not be ahead of
                 path = save_checkpoint(self.folder.checkpoints, self.position.step, self._state_dict())
             except OSError as error:
                 self.incident("checkpoint_not_saved", reason=str(error))
                 path = None
         self._last_checkpoint = time.monotonic()
+        self.watchdog.moved()
         if path is not None:
+            self._saved_step = self.position.step
             self.record("checkpoint", file=path.name, seconds=round(self._last_checkpoint - begin, 3))
         self.beat()
         return path is not None
@@ -332,8 +365,17 @@ class Training:
         """Note the clock beside the log, so that a kill can be told how much it lost; and show where the run is."""
         self._last_beat = time.monotonic()
         beat = {"step": self.position.step, **self._status(), "clock": _rounded(self.clock.seconds())}
-        write_json(self.folder.heartbeat, beat, sync=False)
+        with suppress(OSError):  # a full disk is told by what has to be written; this makes lost time exact
+            write_json(self.folder.heartbeat, beat, sync=False)
         self._show()
+
+    def out_of_memory(self, error: Exception) -> None:
+        """Raise and record `error` in words, where it is that; the trial at the start cannot see what came later."""
+        try:
+            raise_if_out_of_memory(error, self.config, self.state.image_size, self.device)
+        except UserError as told:
+            self.record_end("failed", str(told))
+            raise
 
     def close(self) -> None:
         for loader in (self.loader, self.eval_loader):
@@ -341,6 +383,48 @@ class Training:
                 loader.close()
 
     # -- private ----------------------------------------------------------------------------------------------------
+
+    def _start_loader(self) -> None:
+        """From the next batch on: at first, and where the loader broke."""
+        if self.loader is not None:
+            self.loader.close()
+        self._planned_step = self.position.step
+        self.loader = inputs.train_loader(
+            self.config,
+            self._dataset,
+            self._order,
+            self.plan,
+            device=self.device,
+            start_epoch=self.position.epoch,
+            start_position=self.position.sample,
+        )
+
+    def _start_eval_loader(self) -> None:
+        if self.eval_loader is not None:
+            self.eval_loader.close()
+        self.eval_loader = inputs.eval_loader(self.config, self._dataset, device=self.device)
+
+    def _next_batch(self) -> Batch:
+        batch = self._unless_stopped(lambda: next(self.loader), self._start_loader)
+        if batch is None:
+            self._save_and_leave()
+        return batch
+
+    def _unless_stopped(self, load: Callable[[], Result], rebuild: Callable[[], None]) -> Result | None:
+        """What `load` gives, through all that may pass; None where a stop comes, which waits for nothing."""
+        try:
+            with self.stop.ending_a_wait():
+                return self.recovery.loading(load, rebuild)
+        except StopRequested:
+            return None
+
+    def _wait_a_moment(self) -> None:
+        """Between two looks whether what is waited for is there."""
+        self.watchdog.moved()
+        self.beat()
+
+    def _workers(self) -> list[tuple[int, Path | None]]:
+        return [*self.loader.workers(), *self.eval_loader.workers()]
 
     def _state_dict(self) -> dict[str, Any]:
         scaler, on_gpu = self.accelerator.scaler, self.device.type == "cuda"
@@ -381,8 +465,9 @@ class Training:
             processes=self.accelerator.num_processes,
         )
         if not folder.rows:
-            write_yaml(folder.config, config.to_dict())
-            write_json(folder.environment, environment)
+            with writing_to(folder.path):
+                write_yaml(folder.config, config.to_dict())
+                write_json(folder.environment, environment)
             fingerprints = {"config": config_fingerprint(config.to_dict()), "environment": fingerprint(environment)}
             self.record("start", **self.facts, fingerprints=fingerprints)
             return
@@ -484,6 +569,7 @@ class Training:
             )
 
     def _stopped_or_beat(self) -> bool:
+        self.watchdog.moved()
         if time.monotonic() - self._last_beat > _HEARTBEAT_S:
             self.beat()
         return self.stop.requested()
@@ -494,19 +580,20 @@ class Training:
             self.incident("gpu_lost", reason=seen)
             self._save_and_leave(GpuLost(seen))
 
-    def _save_and_leave(self, reason: Exception) -> None:
+    def _save_and_leave(self, reason: Exception | None = None) -> None:
+        """Raises `reason`, or where it is None that the run was asked to stop."""
         saved = self.checkpoint()
         self.record_end("interrupted", saved=saved)
         if saved:
             self.folder.heartbeat.unlink(missing_ok=True)
-        raise reason
+        raise reason or Interrupted(self.stop.received, saved=saved)
 
     def _finish(self) -> dict[str, Any]:
         config, position = self.config, self.position
         with self.clock.phase("checkpoint"):
             weights = self.accelerator.unwrap_model(self.model).state_dict()
             weights_file = save({name: t.contiguous().cpu() for name, t in weights.items()})
-            replace_file(self.folder.weights, weights_file)
+            self.recovery.writing(lambda: replace_file(self.folder.weights, weights_file))
         rows = read_rows(self.folder.log)
         final = next(row for row in reversed(rows) if row["event"] == "eval")
         clock = _rounded(self.clock.seconds())
@@ -524,19 +611,17 @@ class Training:
             "clock": clock,
             **self.facts,
             "budget": asdict(config.budget),
-            "incidents": sum(row["event"] == "incident" for row in rows),
+            "incidents": sum(row["event"] == "incident" for row in effective_rows(rows)),
             "completed": True,
         }
-        self.record_end("budget", saved=True)
+        self.record_end("budget", saved=self._saved_step == position.step)
         result["fingerprints"] = {
             **rows[0].get("fingerprints", {}),
             "log": self.folder.link,
             "weights": hashlib.sha256(weights_file).hexdigest(),
         }
-        write_json(self.folder.result, result)
-        self.folder.heartbeat.unlink(missing_ok=True)
-        for checkpoint in self.folder.checkpoints.glob("step-*.pt"):  # the weights are in model.safetensors
-            checkpoint.unlink()
+        self.recovery.writing(lambda: write_json(self.folder.result, result))
+        remove_leftovers(self.folder.path)  # checkpoints too: the weights are in model.safetensors
         return result
 
     def _status(self) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import RawIOBase
@@ -21,22 +23,33 @@ import yaml
 from vit24h.errors import UserError
 from vit24h.records import chain
 
+_WRITING = ".writing"
+
 
 class RunFolder:
     """The files of a run folder, held by one writer at a time.
 
-    `rows` counts the rows of its log; `link` is the last one's in the log's hash chain.
+    `rows` counts the rows of its log; `link` is the last one's in the log's hash chain; `problem` is why rows wait in
+    memory to be written, None where none do. Any thread may add rows.
+
+    Args:
+        wait_s: how long to wait for another process that is at work there and may be about to leave.
+        waiting: called once with what is waited for.
 
     Raises:
         UserError: the folder cannot be made or written, or another process is writing to it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait_s: float = 0, waiting: Callable[[str], None] = lambda _: None) -> None:
         self.path = path
-        self._lock = hold_folder(path)
-        with _writing_to(path):
+        self._lock = hold_folder(path, wait_s=wait_s, waiting=waiting)
+        self._appending = threading.Lock()
+        self._rows_waiting: list[bytes] = []
+        self.problem: str | None = None
+        with writing_to(path):
             self.checkpoints.mkdir(exist_ok=True)
-            self._log, self.rows, self.link = _open_log(self.log)
+            self.rows, self.link, self._log_bytes = _open_log(self.log)
+            remove_half_written(path)
 
     @property
     def config(self) -> Path:
@@ -67,25 +80,45 @@ class RunFolder:
         """The clock a few seconds ago, while the run lives: what tells lost time after a kill, and `status` now."""
         return self.path / "heartbeat.json"
 
-    def append(self, row: Mapping[str, Any]) -> None:
+    def append(self, row: Mapping[str, Any]) -> bool:
         """Add a row to `log.jsonl`, linked to those before it; it is on the disk when this returns. NaN stays NaN.
 
-        Raises:
-            OSError: the disk is full or gone; the log is as it was.
+        Returns:
+            False where the disk did not take it, being full or gone. Then the row waits in memory, and goes to the disk
+            before the next one or with `flush`.
         """
-        stamped = {"event": row["event"], "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **row}
-        line, link = chain.linked(stamped, self.link)
-        whole = self._log.seek(0, os.SEEK_END)
+        with self._appending:
+            stamped = {"event": row["event"], "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **row}
+            line, self.link = chain.linked(stamped, self.link)
+            self._rows_waiting.append(line.encode() + b"\n")
+            self.rows += 1
+            return self._write_waiting_rows()
+
+    def flush(self) -> bool:
+        """Write the rows that wait in memory; False where the disk still does not take them."""
+        with self._appending:
+            return self._write_waiting_rows()
+
+    def _write_waiting_rows(self) -> bool:
+        if not self._rows_waiting:
+            return True
+        content = b"".join(self._rows_waiting)
         try:
-            _write_all(self._log, line.encode() + b"\n")
-            os.fsync(self._log.fileno())
-        except OSError:
-            self._log.truncate(whole)
-            raise
-        self.rows, self.link = self.rows + 1, link
+            # Opened each time, so that the disk can be remounted; not made, as a log that is gone has lost its rows.
+            with self.log.open("r+b", buffering=0) as log:
+                log.truncate(min(self._log_bytes, log.seek(0, os.SEEK_END)))  # part of a row, from the last try
+                log.seek(0, os.SEEK_END)
+                _write_all(log, content)
+                os.fsync(log.fileno())
+        except OSError as error:
+            self.problem = error.strerror
+            return False
+        self._log_bytes += len(content)
+        self._rows_waiting.clear()
+        self.problem = None
+        return True
 
     def close(self) -> None:
-        self._log.close()
         self._lock.close()
 
     def __enter__(self) -> RunFolder:
@@ -93,6 +126,19 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Tidy a finished run's folder, where a kill came before the run could: only its record is kept."""
+    for path in (run_dir / "heartbeat.json", *(run_dir / "checkpoints").glob("*")):
+        path.unlink(missing_ok=True)
+    remove_half_written(run_dir)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what a kill left of `replace_file`."""
+    for path in folder.glob(f".*{_WRITING}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, sync: bool = True) -> None:
@@ -105,7 +151,7 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 
 def replace_file(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Write beside, sync, rename: whoever reads `path` sees the old content or the new, never a part."""
-    beside = path.with_name(f".{path.name}.writing")
+    beside = path.with_name(f".{path.name}{_WRITING}")
     with beside.open("wb") as file:
         file.write(content)
         if sync:
@@ -125,25 +171,32 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def hold_folder(folder: Path) -> IO[str]:
+def hold_folder(folder: Path, *, wait_s: float = 0, waiting: Callable[[str], None] = lambda _: None) -> IO[str]:
     """Make `folder` and hold it until the file is closed, or the process is gone, however it went.
+
+    Args:
+        wait_s: how long to wait for another process that holds it.
+        waiting: called once with what is waited for.
 
     Raises:
         UserError: it cannot be made or written, or another process holds it (named).
     """
-    with _writing_to(folder):
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            file.close()
-            raise UserError(f"{folder}: process {holder} is at work there; wait for it, or stop it first") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        path = folder / ".lock"
+        # Open for reading: nothing is held open for writing, so that the disk under a run can be remounted.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CREAT, 0o666))
+        end, told = time.monotonic() + wait_s, False
+        while not _locked(file):
+            holder = path.read_text().strip() or "unknown"
+            if time.monotonic() >= end:
+                file.close()
+                raise UserError(f"{folder}: process {holder} is at work there; wait for it, or stop it first")
+            if not told:
+                waiting(f"process {holder} is at work in {folder}; waiting for it to leave")
+                told = True
+            time.sleep(0.1)
+        path.write_text(str(os.getpid()))
     return file
 
 
@@ -162,7 +215,8 @@ def is_held(folder: Path) -> bool:
 
 
 @contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn an OSError inside into a UserError that names `folder`."""
     try:
         yield
     except OSError as error:
@@ -172,8 +226,16 @@ def _writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_log(path: Path) -> tuple[RawIOBase, int, str]:
-    """Open for appending; count the rows and find the last link. A last line that a kill cut off is no row: it goes."""
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _open_log(path: Path) -> tuple[int, str, int]:
+    """Rows, last link and bytes of the log, made if need be. A last line that a kill cut off is no row: it goes."""
     rows, link, whole = 0, chain.FIRST, 0
     with path.open("a+b") as file:
         file.seek(0)
@@ -182,7 +244,7 @@ def _open_log(path: Path) -> tuple[RawIOBase, int, str]:
                 rows, whole = rows + 1, whole + len(line)
                 link = chain.link_of(line[:-1]) or link
         file.truncate(whole)
-    return path.open("ab", buffering=0), rows, link
+    return rows, link, whole
 
 
 def _write_all(file: RawIOBase, content: bytes) -> None:

@@ -112,12 +112,13 @@ def effective_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that the run's final state stands on.
 
     A `resume` row says how many `rows` the log had when its checkpoint was saved. Stages, epochs and evaluations
-    reported after that were lost with the stop and are done again, so the earlier ones do not count.
+    reported after that were lost with the stop and are done again, so the earlier ones do not count; nor do corrupt
+    images, which are met again.
     """
     kept: list[tuple[int, dict[str, Any]]] = []
     for index, row in enumerate(rows):
         if row["event"] == "resume":
-            kept = [(i, old) for i, old in kept if i < row["rows"] or old["event"] not in _DONE_AGAIN]
+            kept = [(i, old) for i, old in kept if i < row["rows"] or not _done_again(old)]
         kept.append((index, row))
     return [row for _, row in kept]
 
@@ -135,4 +136,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-_DONE_AGAIN = {"stage", "epoch", "eval"}
+def _done_again(row: dict[str, Any]) -> bool:
+    """A corrupt image is met again; other incidents were of their time."""
+    return row["event"] in {"stage", "epoch", "eval"} or row.get("kind") == "corrupt_image"
