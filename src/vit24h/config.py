@@ -13,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import reprlib
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -166,7 +168,7 @@ def load_config(path: str | Path, *, profile: str | Path | None = None, override
         _merge(values, {"profile": profile_path.stem, **layer}, source, origin)
         _merge(values, by_arm.get(values.get("name"), {}), f"{source} (by_arm.{values.get('name')})", origin)
     for override in overrides:
-        _merge(values, _parse_override(override), f"--set {override}", origin)
+        _merge(values, _parse_override(override), f"--set {_one_line(override)}", origin)
     return _build(values, origin, source=_label(Path(path)))
 
 
@@ -273,11 +275,11 @@ def _label(path: Path) -> str:
 def _parse_override(override: str) -> dict[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise UserError(f"--set {override}: expected section.key=value, such as --set budget.hours=12")
+        raise UserError(f"--set {_one_line(override)}: expected section.key=value, such as --set budget.hours=12")
     try:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {override}: {text!r} is not a valid YAML value") from error
+        raise UserError(f"--set {_one_line(override)}: {_show(text)} is not a valid YAML value") from error
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return value
@@ -299,7 +301,8 @@ def _merge_section(
     fields = typing.get_type_hints(schema)
     for key, value in layer.items():
         if key not in fields:
-            raise UserError(f"{source}: unknown key {prefix}{key}; {_nearest(str(key), prefix)}")
+            name = _one_line(key) if isinstance(key, str) else _show(key)
+            raise UserError(f"{source}: unknown key {prefix}{name}; {_nearest(name, prefix)}")
         expected = fields[key]
         if dataclasses.is_dataclass(expected):
             if not isinstance(value, Mapping):
@@ -339,15 +342,20 @@ def _typed(value: Any, expected: Any) -> Any:
         if value is None:
             return None
     elif expected is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        if _is_number(value):
             return float(value)
     elif expected is int:
         # 5e1 is a float to YAML, but a whole number to whoever wrote it
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value % 1 == 0:
+        if _is_number(value) and value % 1 == 0:
             return int(value)
     elif isinstance(value, expected):
         return value
     raise TypeError(_hint(value, expected))
+
+
+def _is_number(value: Any) -> bool:
+    """A finite number of a size that a float can hold."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _hint(value: Any, expected: Any) -> str:
@@ -387,8 +395,31 @@ def _show(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, dict):
         return "a section"
-    text = repr(value)
+    text = _REPR.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _one_line(text: str) -> str:
+    """As it is, where it can be read as part of a line; else its beginning, or escaped."""
+    short = text if len(text) <= 100 else text[:97] + "..."
+    return short if short.isprintable() else repr(short)[1:-1]
+
+
+class _ShortRepr(reprlib.Repr):
+    """repr() of a little of a value: YAML's aliases make, in a few lines, lists too long ever to be written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxset, self.maxstring, self.maxother, self.maxlong = 2, 4, 4, 100, 100, 60
+
+    def repr_int(self, value: int, level: int) -> str:
+        return super().repr_int(value, level) if value.bit_length() < 1000 else "a huge number"
+
+    def repr_float(self, value: float, _level: int) -> str:
+        return repr(value)
+
+
+_REPR = _ShortRepr()
 
 
 def _all_keys(schema: type = Config, prefix: str = "") -> list[str]:
