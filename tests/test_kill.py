@@ -158,7 +158,7 @@ def plan_of_kills(rng: random.Random) -> list[tuple]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_suite_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path):
     torch.set_num_threads(1)
     chance = int(os.environ.get("VIT24H_KILL_SEED", time.time_ns() % 10**6))
