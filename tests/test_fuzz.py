@@ -6,6 +6,7 @@ The same ones are drawn every time; VIT24H_FUZZ=20 draws other ones, twenty time
 """
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -22,13 +23,13 @@ from hypothesis import strategies as st
 from benchmark_record import write_benchmark_record
 from tiny import tiny_config, write_images
 from vit24h import paths
-from vit24h.config import Config, load_config, read_config
+from vit24h.config import Config, config_from_dict, load_config, read_config
 from vit24h.engine.checkpoint import _checksum, load_newest_checkpoint, save_checkpoint
 from vit24h.engine.evaluate_run import evaluate_run
 from vit24h.engine.interruption import Interrupted
 from vit24h.engine.train import train
 from vit24h.errors import UserError
-from vit24h.records import find_runs, load_run
+from vit24h.records import load_run
 from vit24h.records.fields import same
 from vit24h.records.verify import verify
 from vit24h.report.leaderboard import leaderboard
@@ -135,10 +136,9 @@ NASTY_YAML = [
     "--- 1\n--- 2",
 ]
 # Ten levels of ten: short to write, and endless to whoever prints it in full.
-LAUGHS = "&a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"k{i}: &{name} [{', '.join(['*' + before] * 10)}]\n" for i, (before, name) in enumerate(zip("abcdefghi", "bcdefghij", strict=True))
+LAUGHS = "k: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"k{name}: &{name} [{', '.join(['*' + before] * 10)}]\n" for before, name in itertools.pairwise("abcdefghij")
 )
-LAUGHS = "k: " + LAUGHS
 
 
 # -- configurations -------------------------------------------------------------------------------------------------
@@ -169,14 +169,15 @@ def test_a_configuration_of_any_bytes_is_refused_in_one_line(yaml_file, content)
     check_config(yaml_file)
 
 
-@cases(400)
+@cases(1000)
 @given(path=st.sampled_from(CONFIG_PATHS), value=JSON_VALUES)
-def test_any_value_in_any_field_is_used_or_refused(yaml_file, path, value):
-    yaml_file.write_text(yaml.dump(replaced(CONFIG, path, value)), errors="surrogatepass")
-    check_config(yaml_file)
+def test_any_value_in_any_field_is_used_or_refused(path, value):
+    with refused_in_one_line():
+        config = config_from_dict(replaced(CONFIG, path, value), "a test")
+        assert config_from_dict(config.to_dict(), "a test") == config  # so it is complete and of the right types
 
 
-@cases(200)
+@cases(50)
 @given(layer=st.dictionaries(KEYS, JSON_VALUES | st.dictionaries(KEYS, JSON_VALUES, max_size=3), max_size=3))
 def test_any_keys_are_used_or_refused(yaml_file, layer):
     text = yaml.dump({"extends": "base.yaml", **layer})
@@ -201,7 +202,7 @@ def test_what_pyyaml_stumbles_over_is_refused(yaml_file, text):
             load_config("paper/combined", overrides=[f"{key}={text}"])
 
 
-@cases(300)
+@cases(100)
 @given(
     override=st.text(max_size=40)
     | st.builds(lambda path, text: f"{'.'.join(path)}={text}", st.sampled_from(CONFIG_PATHS), st.text(max_size=20))
@@ -244,8 +245,6 @@ def check_record(folder):
         assert isinstance(run.seed, int)
         run.curve()
     with refused_in_one_line():
-        find_runs(folder)
-    with refused_in_one_line():
         verification = verify(folder)
         assert verification.to_text()
         text = leaderboard(folder.parent).to_markdown()
@@ -255,7 +254,7 @@ def check_record(folder):
     return False
 
 
-@cases(150)
+@cases(100)
 @given(name=st.sampled_from(FILES), content=st.binary(max_size=100) | JSON_VALUES.map(lambda v: json.dumps(v).encode()))
 def test_a_file_of_anything_makes_no_record(record, untouched, name, content):
     (record / name).write_bytes(content)
@@ -287,13 +286,13 @@ def test_any_change_to_the_log_is_found(record, untouched, data, change):
     assert check_record(record) == (tampered == original)
 
 
-@cases(200)
+@cases(150)
 @given(data=st.data(), name=st.sampled_from(["environment.json", "result.json"]), value=JSON_VALUES)
 def test_any_other_value_in_a_json_file_is_found(record, untouched, data, name, value):
     original = json.loads((untouched / name).read_text())
     tampered = replaced(original, data.draw(st.sampled_from(sorted(leaves(original)))), value)
     (record / name).write_text(json.dumps(tampered))
-    assert check_record(record) == same(tampered, original) or name == "result.json" and tampered == original
+    assert check_record(record) == same(tampered, original) or (name == "result.json" and tampered == original)
     shutil.copyfile(untouched / name, record / name)
 
 
@@ -311,7 +310,7 @@ def test_any_other_value_in_the_configuration_is_found(record, untouched, path, 
     assert not kept or same(tampered, original)
 
 
-@cases(200)
+@cases(150)
 @given(data=st.data(), value=JSON_VALUES)
 def test_any_value_in_a_row_is_read_or_refused_even_when_its_links_are_made_new(record, untouched, data, value):
     from benchmark_record import cover_tracks
@@ -382,7 +381,9 @@ def changed(data, content, change):
 
 
 @cases(100)
-@given(names=st.lists(st.text("step-0123456789abcdef.ptwriting", max_size=40), max_size=4), content=st.binary(max_size=20))
+@given(
+    names=st.lists(st.text("step-0123456789abcdef.ptwriting", max_size=40), max_size=4), content=st.binary(max_size=20)
+)
 @example(names=["step-000000009-0123456789abcdef.pt"], content=b"")
 @example(names=["000000009.writing"], content=b"half")
 def test_files_of_other_names_are_left_alone_or_passed_over(whole_checkpoints, tmp_path, names, content):
@@ -390,9 +391,11 @@ def test_files_of_other_names_are_left_alone_or_passed_over(whole_checkpoints, t
     folder = shutil.copytree(whole_checkpoints, tmp_path / "c")
     for number, name in enumerate(names):
         path = folder / (name if name not in {"", ".", ".."} else "x")
+        if path.exists():
+            continue
         if number % 2:
-            path.mkdir(exist_ok=True)
-        elif not path.exists():
+            path.mkdir()
+        else:
             path.write_bytes(content)
     assert load(folder)[0]["step"] == 2
 
@@ -401,9 +404,7 @@ def test_a_folder_in_a_checkpoints_place_is_passed_over(whole_checkpoints, tmp_p
     folder = shutil.copytree(whole_checkpoints, tmp_path / "c")
     (folder / "step-000000009-0123456789abcdef.pt").mkdir()
     (folder / "000000009.writing").mkdir()
-    state, damaged = load(folder)
-    assert state["step"] == 2
-    assert len(damaged) == 1
+    assert load(folder)[0]["step"] == 2
 
 
 # -- weights, and a run folder that a run goes on in -------------------------------------------------------------------

@@ -21,6 +21,7 @@ from vit24h.engine.ema import WeightAverage
 from vit24h.engine.interruption import Interrupted
 from vit24h.engine.optim import build_optimizer
 from vit24h.engine.step import TrainStep
+from vit24h.engine.team import Team
 from vit24h.engine.train import Training, TrainingFailed, train
 from vit24h.errors import UserError
 from vit24h.models import build_model
@@ -167,7 +168,8 @@ def _started(config, run_dir):
     from vit24h.progress import TrainDisplay
     from vit24h.records import RunFolder
 
-    return Training(config, RunFolder(run_dir), StopSignals(), TrainDisplay("test"))
+    accelerator = Accelerator(cpu=True)
+    return Training(config, accelerator, Team(accelerator), RunFolder(run_dir), StopSignals(), TrainDisplay("test"))
 
 
 def _ended(training):

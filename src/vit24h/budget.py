@@ -106,16 +106,20 @@ class BudgetClock:
         seconds = self.seconds()
         return seconds["train_s"] if self._budget.counts == "train" else sum(seconds[f"{name}_s"] for name in PHASES)
 
-    def progress(self, *, epochs: float, steps: int) -> float:
-        """The fraction of the budget that is spent: 0 at the start, 1 or more when it is over."""
+    def progress(self, *, epochs: float, steps: int, counted_s: float | None = None) -> float:
+        """The fraction of the budget that is spent: 0 at the start, 1 or more when it is over.
+
+        Args:
+            counted_s: the seconds that hours are compared with; now's unless given.
+        """
         if self._budget.hours is not None:
-            return self.counted_s / (self._budget.hours * 3600)
+            return (self.counted_s if counted_s is None else counted_s) / (self._budget.hours * 3600)
         if self._budget.epochs is not None:
             return epochs / self._budget.epochs
         return steps / self._budget.steps
 
-    def expired(self, *, epochs: float, steps: int) -> bool:
-        return self.progress(epochs=epochs, steps=steps) >= 1
+    def expired(self, *, epochs: float, steps: int, counted_s: float | None = None) -> bool:
+        return self.progress(epochs=epochs, steps=steps, counted_s=counted_s) >= 1
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps: the seconds of each phase up to now."""

@@ -73,7 +73,7 @@ def _train(options: argparse.Namespace) -> int:
     except TrainingFailed as error:
         print(f"vit24h: {config.name} seed {config.seed} failed: {error}", file=sys.stderr)
         return 1
-    if not _in_a_suite():  # which says so itself
+    if not _in_a_suite() and os.environ.get("RANK", "0") == "0":  # a suite says so itself; of several, one does
         print(f"{config.name} seed {config.seed}: top-1 {result['top1']:.2f} %, record in {run_dir}")
     return 0
 

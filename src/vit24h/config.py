@@ -217,6 +217,15 @@ class _StrictLoader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def fetch_flow_collection_start(self, token_class: type[yaml.Token]) -> None:
+        # PyYAML's time grows with the square of the depth: thousands of brackets would keep it busy for minutes
+        if self.flow_level >= _DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(token_class)
+
+
+_DEEPEST = 50
+
 
 def _find(path: str | Path, folder: Path, what: str) -> Path:
     """A file as given, or the shipped one of that name below `folder`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
@@ -24,6 +25,11 @@ class TrainDisplay:
         self._stream = stream or sys.stdout
         self._bar: tqdm | None = None
         self._last_line = (-math.inf, -math.inf)  # (when, at which progress)
+
+    @classmethod
+    def silent(cls) -> TrainDisplay:
+        """One that shows nothing, for processes beside the one that does."""
+        return cls("", io.StringIO())
 
     def __enter__(self) -> TrainDisplay:
         if self._stream.isatty():

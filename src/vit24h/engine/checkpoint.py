@@ -55,18 +55,26 @@ def load_newest_checkpoint(
         damaged: called with each newer checkpoint that had to be passed over, and why.
     """
     for leftover in folder.glob(f"*{_WRITING}"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
     for path in _newest_first(folder):
         checksum = _NAME.fullmatch(path.name).group(2)
         if (found := _checksum(path)) != checksum:
             damaged(path, f"checksum {found}, expected {checksum}")
             continue
-        return torch.load(path, map_location=device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # whatever torch's readers raise over bytes that it did not write
+            damaged(path, f"no checkpoint of this program, though its checksum fits: {type(error).__name__}")
+            continue
+        if isinstance(state, dict):
+            return state
+        damaged(path, f"no checkpoint of this program, though its checksum fits: it holds a {type(state).__name__}")
     return None
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_file()), reverse=True)
 
 
 def _checksum(path: Path) -> str:

@@ -76,6 +76,8 @@ def train_loader(
     device: torch.device,
     start_epoch: int,
     start_position: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> TrainLoader:
     augmentation = config.augmentation
     return TrainLoader(
@@ -90,16 +92,22 @@ def train_loader(
         plan=plan,
         start_epoch=start_epoch,
         start_position=start_position,
+        rank=rank,
+        world_size=world_size,
     )
 
 
-def eval_loader(config: Config, dataset: Dataset, *, device: torch.device) -> EvalLoader:
+def eval_loader(
+    config: Config, dataset: Dataset, *, device: torch.device, rank: int = 0, world_size: int = 1
+) -> EvalLoader:
     return EvalLoader(
         dataset.val,
         EvalTransform(config.model.image_size, config.data.eval_resize_ratio),
         batch_size=config.runtime.eval_batch_size,
         workers=select_workers(config.runtime.workers, device),
         pin_memory=device.type == "cuda",
+        rank=rank,
+        world_size=world_size,
     )
 
 

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vit24h import schedules
-from vit24h.budget import BudgetClock, Position
+from vit24h.budget import PHASES, BudgetClock, Position
 from vit24h.config import Config, read_config
 from vit24h.data import Batch, BatchPlan, Dataset, EvalLoader, TrainLoader
 from vit24h.engine import device as devices
@@ -34,16 +33,18 @@ from vit24h.engine.interruption import Interrupted, StopRequested, StopSignals
 from vit24h.engine.optim import build_optimizer
 from vit24h.engine.recovery import Recovery, TrainingFailed
 from vit24h.engine.step import TrainStep
+from vit24h.engine.team import News, Team, require_launched_processes
 from vit24h.engine.trial import raise_if_out_of_memory, try_largest_step
 from vit24h.engine.watchdog import Watchdog
 from vit24h.errors import UserError
 from vit24h.gpu_loss import GpuLost, noticing_gpu_loss
 from vit24h.models import build_model, count_macs
 from vit24h.progress import TrainDisplay
-from vit24h.records import RunFolder, capture_environment
+from vit24h.records import FollowedRunFolder, RunFolder, capture_environment
 from vit24h.records.chain import config_fingerprint, fingerprint
+from vit24h.records.fields import Fields
 from vit24h.records.folder import remove_leftovers, replace_file, write_json, write_yaml, writing_to
-from vit24h.records.reader import effective_rows, read_rows
+from vit24h.records.reader import effective_rows, read_json, read_rows
 
 Result = TypeVar("Result")
 
@@ -76,16 +77,25 @@ def train(config: Config, run_dir: Path, *, display: TrainDisplay | None = None,
     display = display or TrainDisplay(f"{config.name} seed {config.seed}")
     _require_same_config(config, run_dir)
     stop = StopSignals()
-    patient = {"wait_s": wait_s, "waiting": display.message}
-    with noticing_gpu_loss(), RunFolder(run_dir, **patient) as folder, display:
-        if folder.result.is_file():
-            remove_leftovers(run_dir)
-            return json.loads(folder.result.read_text(encoding="utf-8"))
+    with noticing_gpu_loss():
+        accelerator = _accelerator(config)
+        if accelerator.is_main_process:
+            held = RunFolder(run_dir, wait_s=wait_s, waiting=display.message)
+        else:
+            held, display = FollowedRunFolder(run_dir), TrainDisplay.silent()
+    with noticing_gpu_loss(), held as folder, display:
+        team = Team(accelerator)
+        if team.share(folder.result.is_file()):
+            if team.leads:
+                remove_leftovers(run_dir)
+            return read_json(folder.result)
         for last_try in (False, True):
-            training = Training(config, folder, stop, display)
+            training = Training(config, accelerator, team, folder, stop, display)
             try:
                 with stop:
-                    return training.run()
+                    result = training.run()
+                team.part()
+                return result
             except _NonFiniteLoss as error:
                 if last_try:
                     training.record_end("failed", str(error))
@@ -129,9 +139,17 @@ class _Progress:
 class Training:
     """A run in progress: model, optimiser, data, clock, and the folder they are recorded in."""
 
-    def __init__(self, config: Config, folder: RunFolder, stop: StopSignals, display: TrainDisplay) -> None:
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        team: Team,
+        folder: RunFolder,
+        stop: StopSignals,
+        display: TrainDisplay,
+    ) -> None:
         self.config, self.folder, self.stop, self.display = config, folder, stop, display
-        self.device = devices.select_device(config.runtime.device)
+        self.accelerator, self.team, self.device = accelerator, team, accelerator.device
         devices.limit_threads(self.device)
         self.clock = BudgetClock(config.budget, synchronize=lambda: devices.synchronize(self.device))
         self.loader: TrainLoader | None = None
@@ -146,10 +164,11 @@ class Training:
         self.position = Position(order.samples_per_epoch)
         self._train_images = len(dataset.train)
 
-        precision = devices.select_precision(config, self.device)
-        self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision
-        )
+        if config.optimizer.batch_size % team.size:
+            raise UserError(
+                f"optimizer.batch_size {config.optimizer.batch_size}: not a multiple of the {team.size} processes that "
+                "share a batch: set it to one, or launch another number of processes"
+            )
         torch.manual_seed(config.seed)
         model = build_model(config.model, num_classes=len(dataset.classes))
         self.facts = {
@@ -157,7 +176,7 @@ class Training:
             "macs": count_macs(model, config.model.image_size),
             "num_classes": len(dataset.classes),
             "samples_per_epoch": order.samples_per_epoch,
-            "precision": precision,
+            "precision": devices.select_precision(config, self.device),
         }
         model.to(self.device)
         try_largest_step(config, model, len(dataset.classes), self.accelerator)
@@ -174,8 +193,13 @@ class Training:
             label_smoothing=config.augmentation.label_smoothing,
         )
 
+        if not team.leads:
+            torch.manual_seed(config.seed + team.rank)  # stochastic depth: others than the leader's
         self._begin_or_resume(dataset)
-        self._stage_begin = (self.position.step, self.clock.counted_s)
+        self._last_beat = self._last_checkpoint = time.monotonic()
+        self._corrupt: list[dict[str, Any]] = []  # found since the last step
+        self.news = self._agree()
+        self._stage_begin = (self.position.step, self.news.counted_s)
         self._dataset, self._order = dataset, order
         self._start_loader()
         self._start_eval_loader()
@@ -190,7 +214,6 @@ class Training:
         self.watchdog = Watchdog(
             config.runtime.stall_minutes, stalled=partial(self.incident, "stalled"), workers=self._workers
         )
-        self._last_beat = self._last_checkpoint = time.monotonic()
         self._saved_step = self.position.step
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -203,8 +226,7 @@ class Training:
             while True:
                 if self._evaluation_due():
                     self.evaluate()
-                if self.stop.requested():
-                    self._save_and_leave()
+                self._catch_up()
                 if self.budget_spent():
                     break
 
@@ -217,18 +239,17 @@ class Training:
                 learning_rate = self.learning_rate()
                 loss = self.step(batch.to(self.device, non_blocking=True), learning_rate)
 
-                position.advance(len(batch.labels), last_of_epoch=batch.last_of_epoch)
+                batch_size = len(batch.labels) * self.team.size
+                position.advance(batch_size, last_of_epoch=batch.last_of_epoch)
                 self.watchdog.moved()
-                self.epoch.images += len(batch.labels)
-                self._last_row = {"batch_size": len(batch.labels), "learning_rate": learning_rate}
+                self.epoch.images += batch_size
+                self._last_row = {"batch_size": batch_size, "learning_rate": learning_rate}
                 self._pending.append((position.step, loss))
-                self._note_corrupt_images(batch.incidents)
+                self._corrupt += batch.incidents
                 if position.epoch_ended or len(self._pending) >= config.runtime.log_every_steps:
                     self._read_losses()
                 if position.epoch_ended:
                     self._end_epoch()
-                if time.monotonic() - self._last_checkpoint > 60 * config.runtime.checkpoint_minutes:
-                    self.checkpoint()
                 if time.monotonic() - self._last_beat > _HEARTBEAT_S:
                     self.beat()
                     self._leave_a_lost_gpu()
@@ -241,9 +262,8 @@ class Training:
                 self.checkpoint()  # from here on nothing of training can be lost
             if self.state.evaluated_step != position.step:
                 self.evaluate()
-            if self.stop.requested():
-                self._save_and_leave()
-        return self._finish()
+            self._catch_up()
+        return self.team.share(self._finish() if self.team.leads else {})
 
     def progress(self, *, steps_ahead: int = 0) -> float:
         """The fraction of the budget spent when `steps_ahead` more steps are done; exact unless the budget is hours."""
@@ -255,12 +275,12 @@ class Training:
                 steps=self.position.step + steps_ahead,
             )
         begin_step, begin_s = self._stage_begin
-        now_s, steps = self.clock.counted_s, self.position.step - begin_step
+        now_s, steps = self.news.counted_s, self.position.step - begin_step
         seconds_per_step = (now_s - begin_s) / steps if steps else 0.0
         return (now_s + steps_ahead * seconds_per_step) / (budget.hours * 3600)
 
     def budget_spent(self) -> bool:
-        return self.clock.expired(epochs=self.position.epochs, steps=self.position.step)
+        return self.clock.expired(epochs=self.position.epochs, steps=self.position.step, counted_s=self.news.counted_s)
 
     def plan(self, epoch: int, sample: int) -> BatchPlan:
         """Image and batch size of the next batch that the loader is asked for, some steps before it is trained on.
@@ -344,7 +364,10 @@ class Training:
     def checkpoint(self) -> bool:
         """Save everything. False where the disk did not take it: then the one before is intact and the run goes on."""
         self._read_losses()
-        begin = time.monotonic()
+        begin = self._last_checkpoint = time.monotonic()
+        if not self.team.leads:
+            self._saved_step = self.position.step
+            return True
         with self.clock.phase("checkpoint"):
             try:
                 if not self.folder.flush():
@@ -364,6 +387,8 @@ class Training:
     def beat(self) -> None:
         """Note the clock beside the log, so that a kill can be told how much it lost; and show where the run is."""
         self._last_beat = time.monotonic()
+        if not self.team.leads:
+            return
         beat = {"step": self.position.step, **self._status(), "clock": _rounded(self.clock.seconds())}
         with suppress(OSError):  # a full disk is told by what has to be written; this makes lost time exact
             write_json(self.folder.heartbeat, beat, sync=False)
@@ -397,12 +422,35 @@ class Training:
             device=self.device,
             start_epoch=self.position.epoch,
             start_position=self.position.sample,
+            rank=self.team.rank,
+            world_size=self.team.size,
         )
 
     def _start_eval_loader(self) -> None:
         if self.eval_loader is not None:
             self.eval_loader.close()
-        self.eval_loader = inputs.eval_loader(self.config, self._dataset, device=self.device)
+        self.eval_loader = inputs.eval_loader(
+            self.config, self._dataset, device=self.device, rank=self.team.rank, world_size=self.team.size
+        )
+
+    def _catch_up(self) -> None:
+        """Between two steps: hear what has come up, in whichever process, and do what follows from it."""
+        self.news = self._agree()
+        self._note_corrupt_images(self.news.incidents)
+        if self.news.stop_signal is not None:
+            self._save_and_leave()
+        if self.news.checkpoint_due:
+            self.checkpoint()
+
+    def _agree(self) -> News:
+        mine = News(
+            counted_s=self.clock.counted_s,
+            checkpoint_due=time.monotonic() - self._last_checkpoint > 60 * self.config.runtime.checkpoint_minutes,
+            stop_signal=self.stop.received,
+            incidents=tuple(self._corrupt),
+        )
+        self._corrupt.clear()
+        return self.team.agree(mine)
 
     def _next_batch(self) -> Batch:
         batch = self._unless_stopped(lambda: next(self.loader), self._start_loader)
@@ -411,9 +459,12 @@ class Training:
         return batch
 
     def _unless_stopped(self, load: Callable[[], Result], rebuild: Callable[[], None]) -> Result | None:
-        """What `load` gives, through all that may pass; None where a stop comes, which waits for nothing."""
+        """What `load` gives, through all that may pass; None where a stop comes, which waits for nothing.
+
+        With other processes a stop waits for them: they would wait for this one's share of the step.
+        """
         try:
-            with self.stop.ending_a_wait():
+            with self.stop.ending_a_wait() if self.team.alone else nullcontext():
                 return self.recovery.loading(load, rebuild)
         except StopRequested:
             return None
@@ -466,7 +517,10 @@ class Training:
             seed=config.seed,
             processes=self.accelerator.num_processes,
         )
-        if not folder.rows:
+        begins = self.team.share(not folder.rows)
+        if begins and not self.team.leads:
+            return
+        if begins:
             with writing_to(folder.path):
                 write_yaml(folder.config, config.to_dict())
                 write_json(folder.environment, environment)
@@ -474,22 +528,30 @@ class Training:
             self.record("start", **self.facts, fingerprints=fingerprints)
             return
 
-        began_with = json.loads(folder.environment.read_text(encoding="utf-8"))
-        if began_with["dataset"]["fingerprint"] != dataset.fingerprint:
+        began_with = Fields(read_json(folder.environment) or {}, str(folder.environment))
+        if began_with.section("dataset").text("fingerprint") != dataset.fingerprint:
             raise UserError(
                 f"{config.data.path}: not the images that {folder.path} began with (other names, sizes or classes): "
                 "give --data the same dataset, or train in another folder"
             )
         damaged: list[tuple[Path, str]] = []
-        state = load_newest_checkpoint(folder.checkpoints, self.device, damaged=lambda *found: damaged.append(found))
+        # To the CPU: it is copied into what is on the device, which need not have room for it twice.
+        state = load_newest_checkpoint(
+            folder.checkpoints, torch.device("cpu"), damaged=lambda *found: damaged.append(found)
+        )
         if state is not None:
             self._load_state_dict(state)
+        if not self.team.leads:
+            torch.manual_seed(config.seed + self.team.rank + self.team.size * self.position.step)
+            return
         clock = state["clock"] if state is not None else dict.fromkeys(self.clock.seconds(), 0.0)
         last = read_rows(folder.log)[-1]
+        last_clock = _clock_of(last, folder.log)
         if last["event"] == "end" and last.get("saved"):  # stopped in order: only the time to save came after it
-            self.clock.load_state_dict(last["clock"], lost_s=0.0)
+            self.clock.load_state_dict(last_clock, lost_s=0.0)
         else:
-            self.clock.load_state_dict(clock, lost_s=max(0.0, _last_known_wall_s(folder, last) - clock["wall_s"]))
+            known_wall_s = max(_last_beat_wall_s(folder), last_clock["wall_s"])
+            self.clock.load_state_dict(clock, lost_s=max(0.0, known_wall_s - clock["wall_s"]))
         changed = {key: value for key, value in environment.items() if began_with.get(key) != value}
         self.record("resume", rows=state["log_rows"] if state else 0, environment_changes=changed, **self.facts)
         for path, reason in damaged:
@@ -509,7 +571,7 @@ class Training:
         if self.state.image_size and not self.checkpoint():
             self.display.message("the stage begins without a new checkpoint")
         self.state.image_size = image_size
-        self._stage_begin = (self.position.step, self.clock.counted_s)
+        self._stage_begin = (self.position.step, self.news.counted_s)
         self.record("stage")
 
     def _end_epoch(self) -> None:
@@ -553,7 +615,7 @@ class Training:
                     "optimizer.learning_rate" + (" or set optimizer.precision=bf16" if scaled else "")
                 )
 
-    def _note_corrupt_images(self, incidents: list[dict[str, Any]]) -> None:
+    def _note_corrupt_images(self, incidents: Iterable[dict[str, Any]]) -> None:
         seen = self.state.corrupt_images
         for found in incidents:
             if found["path"] in seen:
@@ -574,7 +636,7 @@ class Training:
         self.watchdog.moved()
         if time.monotonic() - self._last_beat > _HEARTBEAT_S:
             self.beat()
-        return self.stop.requested()
+        return self.stop.requested() and self.team.alone
 
     def _leave_a_lost_gpu(self) -> None:
         """This process still has its GPU, but the arm after it would find none: a new start gives it back."""
@@ -588,7 +650,7 @@ class Training:
         self.record_end("interrupted", saved=saved)
         if saved:
             self.folder.heartbeat.unlink(missing_ok=True)
-        raise reason or Interrupted(self.stop.received, saved=saved)
+        raise reason or Interrupted(self.news.stop_signal or self.stop.received, saved=saved)
 
     def _finish(self) -> dict[str, Any]:
         config, position = self.config, self.position
@@ -650,6 +712,14 @@ class Training:
         self.display.update(self._status(), force=force)
 
 
+def _accelerator(config: Config) -> Accelerator:
+    """The device, the arithmetic, and the other processes where this one was launched with some."""
+    device = devices.select_device(config.runtime.device)
+    precision = devices.select_precision(config, device)
+    require_launched_processes()
+    return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+
+
 def _require_same_config(config: Config, run_dir: Path) -> None:
     """A run folder holds one run: refuse another configuration's, naming what differs."""
     path = run_dir / "config.yaml"
@@ -677,13 +747,18 @@ def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "")
     return found
 
 
-def _last_known_wall_s(folder: RunFolder, last_row: dict[str, Any]) -> float:
-    """How far the stopped process is known to have got, in seconds of its clock."""
+def _last_beat_wall_s(folder: RunFolder) -> float:
+    """How far the stopped process had got at its last beat, in seconds of its clock."""
     try:
-        beat = json.loads(folder.heartbeat.read_text(encoding="utf-8"))["clock"]["wall_s"]
-    except (OSError, ValueError, KeyError):
-        beat = 0.0  # it ended before the first beat
-    return max(beat, last_row["clock"]["wall_s"])
+        return _clock_of(read_json(folder.heartbeat) or {}, folder.heartbeat)["wall_s"]
+    except UserError:
+        return 0.0  # it ended before the first beat, or while the file system was losing it
+
+
+def _clock_of(row: dict[str, Any], file: Path) -> dict[str, float]:
+    """The clock of a row. Raises UserError where it has none."""
+    clock = Fields(row, str(file)).section("clock")
+    return {f"{name}_s": clock.number(f"{name}_s") for name in (*PHASES, "lost", "wall")}
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:

@@ -10,8 +10,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vit24h.errors import UserError
 
-class UnfitError(Exception):
+
+class UnfitError(UserError):
     """A value of a record is missing or impossible; the message says where and what was expected."""
 
 

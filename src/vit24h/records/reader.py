@@ -49,7 +49,10 @@ class Run:
 
     def curve(self) -> list[tuple[float, float]]:
         """(hours of training, top-1 in percent of the raw weights) at every evaluation."""
-        return [(row["clock"]["train_s"] / 3600, row["top1"]) for row in self.rows_of("eval")]
+        try:
+            return [(row["clock"]["train_s"] / 3600, row["top1"]) for row in self.rows_of("eval")]
+        except (KeyError, TypeError, OverflowError) as error:
+            raise UserError(f"{self.path / 'log.jsonl'}: damaged: an evaluation without its time or top-1") from error
 
 
 def find_runs(folder: Path) -> list[Run]:

@@ -77,6 +77,11 @@ class Record:
         return [row_of[id(values)] for values in effective_rows([row.values for row in self.rows])]
 
     @property
+    def in_order(self) -> list[Row]:
+        """The rows of the training loop; incidents may come from threads beside it, a moment late."""
+        return [row for row in self.rows if row.event != "incident"]
+
+    @property
     def resumes(self) -> list[Row]:
         return [row for row in self.rows if row.event == "resume"]
 
@@ -243,7 +248,7 @@ def clock(record: Record) -> str:
         total = sum(parts.number(phase) for phase in (*_PHASES, "lost_s"))
         if abs(total - parts.number("wall_s")) > _ROUNDING_S:
             raise BreachError(f"{parts.where}: its phases add up to {total:.3f} s, not to wall_s {parts.get('wall_s')}")
-    for before, row in pairwise(record.rows):
+    for before, row in pairwise(record.in_order):
         if row.event == "resume":
             _clock_of_resume(record, before, row)
             continue
@@ -301,7 +306,7 @@ def budget(record: Record) -> str:
 
 def lost_time(record: Record) -> str:
     """What interruptions cost is in the record: the whole clock never goes back, and result.json says the same."""
-    for before, row in pairwise(record.rows):
+    for before, row in pairwise(record.in_order):
         if _seconds(row, "wall_s") < _seconds(before, "wall_s") - _ROUNDING_S:
             missing_s = _seconds(before, "wall_s") - _seconds(row, "wall_s")
             raise BreachError(
@@ -322,7 +327,7 @@ def lost_time(record: Record) -> str:
 def time_stamps(record: Record) -> str:
     """The machine's clock tells the same story as the run's own. It may be set, so it proves nothing by itself."""
     stopped_s = 0.0
-    for before, row in pairwise(record.rows):
+    for before, row in pairwise(record.in_order):
         passed_s = (_time(row) - _time(before)).total_seconds()
         ran_s = _seconds(row, "wall_s") - _seconds(before, "wall_s")
         allowed_s = 60 + 0.01 * abs(ran_s)
@@ -348,7 +353,7 @@ def samples(record: Record) -> str:
     per_epoch = record.rows[0].whole("samples_per_epoch", low=1)
     if per_epoch != train_images // multiple * multiple:
         raise BreachError(f"{record.rows[0].where}: {per_epoch:,} samples an epoch do not follow from its images")
-    for before, row in pairwise(record.rows):
+    for before, row in pairwise(record.in_order):
         if row.event == "resume":
             _position_of_resume(record, row)
             continue
@@ -450,7 +455,7 @@ def result(record: Record) -> str:
         ("steps", last.whole("step"), last.where),
         ("samples_seen", last.whole("samples_seen"), last.where),
         ("image_size", last.whole("image_size"), last.where),
-        ("incidents", sum(row.event == "incident" for row in record.rows), "log.jsonl"),
+        ("incidents", len(record.effective_rows_of("incident")), "log.jsonl"),
         ("train_hours", told.section("clock").number("train_s") / 3600, "its clock"),
     ]
     for key, value, where in expected:
