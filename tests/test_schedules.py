@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from vit24h.schedules import curriculum_sizes, image_size, learning_rate
+from vit24h.schedules import curriculum_sizes, growing_stages, image_size, learning_rate
 
 PUBLISHED = [  # (initial size, epochs per stage, size step), and the epoch at which each size begins
     ((32, 5, 32), {0: 32, 5: 64, 10: 96, 15: 128, 20: 160, 25: 192, 30: 224}),
@@ -46,6 +46,9 @@ def test_the_last_step_of_a_curriculum_ends_at_the_final_size():
     assert curriculum_sizes(32, 64, 224) == [32, 96, 160, 224]
     assert curriculum_sizes(128, 64, 224) == [128, 192, 224]
     assert curriculum_sizes(224, 32, 224) == [224]
+    for curriculum in ((32, 64, 224), (128, 64, 224), (224, 32, 224), (32, 32, 224), (32, 33, 224)):
+        assert growing_stages(*curriculum) == len(curriculum_sizes(*curriculum)) - 1
+    assert growing_stages(1, 1, 10**18) == 10**18 - 1  # at once, and without a list of them
     assert image_size(2, initial_size=128, size_step=64, stage_length=1, final_size=224) == 224
 
 

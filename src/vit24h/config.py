@@ -600,9 +600,7 @@ def _validate_curriculum(config: Config, require: Any) -> None:
     if by_epochs is not None:
         require(by_epochs >= 1, "curriculum.epochs_per_stage", "1 or more")
         return
-    growing_stages = (
-        len(schedules.curriculum_sizes(curriculum.initial_size, curriculum.size_step, model.image_size)) - 1
-    )
+    growing_stages = schedules.growing_stages(curriculum.initial_size, curriculum.size_step, model.image_size)
     require(
         by_budget > 0 and by_budget * growing_stages < 1,
         "curriculum.budget_fraction_per_stage",

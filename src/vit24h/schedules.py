@@ -34,3 +34,8 @@ def image_size(position: float, *, initial_size: int, size_step: int, stage_leng
 def curriculum_sizes(initial_size: int, size_step: int, final_size: int) -> list[int]:
     """All image sizes of a curriculum in order, in pixels: `curriculum_sizes(32, 32, 224)` has seven."""
     return [*range(initial_size, final_size, size_step), final_size]
+
+
+def growing_stages(initial_size: int, size_step: int, final_size: int) -> int:
+    """How many stages of a curriculum come before the one at `final_size`. Counts them without listing them."""
+    return -((initial_size - final_size) // size_step)
