@@ -68,7 +68,7 @@ CMD ["vit24h", "--help"]
 
 # --- the same with what only the tests need ---
 FROM runtime AS test
-USER root
+USER 0:0
 RUN --mount=type=cache,target=/root/.cache/pip \
     HOME=/root setup/bootstrap.sh --test true
 USER 1000:1000
