@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import ImageFile, JpegImagePlugin
 from safetensors.torch import load_file
 
 from tiny import CURRICULUM, tiny_config, tiny_settings, write_images
@@ -530,6 +531,24 @@ def test_a_stop_in_an_evaluation_saves_within_seconds(sent, status, tmp_path):
     rows = read_rows(log)
     assert (rows[-1]["reason"], rows[-1]["saved"], rows[-1]["step"]) == ("interrupted", True, 6)
     assert not any(row["event"] == "eval" for row in rows)
+
+
+def test_a_stop_is_not_taken_for_a_damaged_image_by_what_it_interrupts(data, undisturbed, tmp_path, monkeypatch):
+    """Decoding turns every error into a corrupt image; here the stop comes in the middle of it."""
+    original, count = ImageFile.ImageFile.load, itertools.count()
+
+    def load(self):
+        if next(count) == 100:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", load)
+    with pytest.raises(Interrupted):
+        train(tiny_config(data, steps=STEPS), tmp_path)
+    monkeypatch.undo()
+    train(tiny_config(data, steps=STEPS), tmp_path)
+    assert_same_result(tmp_path, undisturbed)
+    assert incidents(tmp_path) == {}
 
 
 def test_a_second_ctrl_c_leaves_at_once(data, tmp_path):

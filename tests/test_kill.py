@@ -98,7 +98,7 @@ class Suite:
         self.process.wait()
 
 
-def until(suite: Suite, condition, seconds: float = 60) -> bool:
+def until(suite: Suite, condition, seconds: float = 240) -> bool:
     """Whether `condition` came true before the suite's end."""
     end = time.monotonic() + seconds
     while suite.process.poll() is None:

@@ -21,8 +21,11 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run goes on at t
         self.saved = saved
 
 
-class StopRequested(Exception):  # noqa: N818
-    """Raised by a stop signal inside `StopSignals.ending_a_wait`."""
+class StopRequested(BaseException):
+    """Raised by a stop signal inside `StopSignals.ending_a_wait`.
+
+    No Exception: decoding an image, which may be what is interrupted, takes every one of those for a damaged image.
+    """
 
 
 class StopSignals:
@@ -59,10 +62,10 @@ class StopSignals:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:
             self.received = number
-            if self._in_a_wait:
-                raise StopRequested
         elif number == signal.SIGINT:
             # At once: no exception, which whatever hangs could hold up. What was saved before is whole, and the next
             # start removes what is half-written.
             os.write(2, b"\nleft at once; the next start goes on from the last checkpoint\n")
             os._exit(128 + number)
+        if self._in_a_wait:
+            raise StopRequested
