@@ -25,7 +25,7 @@ from typing import Any, Literal
 import yaml
 
 from vit24h import paths, schedules
-from vit24h.errors import UserError
+from vit24h.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def load_config(path: str | Path, *, profile: str | Path | None = None, override
         _merge(values, {"profile": profile_path.stem, **layer}, source, origin)
         _merge(values, by_arm.get(values.get("name"), {}), f"{source} (by_arm.{values.get('name')})", origin)
     for override in overrides:
-        _merge(values, _parse_override(override), f"--set {_one_line(override)}", origin)
+        _merge(values, _parse_override(override), f"--set {one_line(override)}", origin)
     return _build(values, origin, source=_label(Path(path)))
 
 
@@ -284,11 +284,11 @@ def _label(path: Path) -> str:
 def _parse_override(override: str) -> dict[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise UserError(f"--set {_one_line(override)}: expected section.key=value, such as --set budget.hours=12")
+        raise UserError(f"--set {one_line(override)}: expected section.key=value, such as --set budget.hours=12")
     try:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {_one_line(override)}: {_show(text)} is not a valid YAML value") from error
+        raise UserError(f"--set {one_line(override)}: {_show(text)} is not a valid YAML value") from error
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return value
@@ -310,7 +310,7 @@ def _merge_section(
     fields = typing.get_type_hints(schema)
     for key, value in layer.items():
         if key not in fields:
-            name = _one_line(key) if isinstance(key, str) else _show(key)
+            name = one_line(key) if isinstance(key, str) else _show(key)
             raise UserError(f"{source}: unknown key {prefix}{name}; {_nearest(name, prefix)}")
         expected = fields[key]
         if dataclasses.is_dataclass(expected):
@@ -406,12 +406,6 @@ def _show(value: Any) -> str:
         return "a section"
     text = _REPR.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _one_line(text: str) -> str:
-    """As it is, where it can be read as part of a line; else its beginning, or escaped."""
-    short = text if len(text) <= 100 else text[:97] + "..."
-    return short if short.isprintable() else repr(short)[1:-1]
 
 
 class _ShortRepr(reprlib.Repr):

@@ -14,7 +14,7 @@ from vit24h.config import read_config
 from vit24h.engine import device as devices
 from vit24h.engine import inputs
 from vit24h.engine.evaluate import evaluate
-from vit24h.errors import UserError
+from vit24h.errors import UserError, one_line
 from vit24h.models import build_model
 
 
@@ -42,7 +42,7 @@ def evaluate_run(run_dir: Path, *, data: Path | None = None) -> dict[str, Any]:
     try:
         model.load_state_dict(load_file(weights_path))
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = one_line(str(error).strip().rpartition("\n")[2].strip())
         raise UserError(
             f"{weights_path}: does not hold this configuration's model for {len(dataset.classes)} classes: {reason}"
         ) from error

@@ -86,8 +86,8 @@ def _git() -> dict[str, Any] | None:
     root = str(paths.project_root())
     commit = _output("git", "-C", root, "rev-parse", "HEAD")
     if commit is None:
-        built_from = os.environ.get("VIT24H_COMMIT")
-        return {"commit": built_from, "dirty": False} if built_from else None
+        built_from, _, changed = os.environ.get("VIT24H_COMMIT", "").partition("-")  # or 01ab...-dirty: setup/docker.sh
+        return {"commit": built_from, "dirty": bool(changed)} if built_from else None
     return {"commit": commit, "dirty": bool(_output("git", "-C", root, "status", "--porcelain"))}
 
 

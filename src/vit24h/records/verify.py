@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from vit24h.errors import UserError
+from vit24h.errors import UserError, one_line
 from vit24h.records import chain, reader
 from vit24h.records.fields import Fields, Row, UnfitError
 from vit24h.records.rules import MAY_BE_UNCHECKED, RULES, BreachError, Record, Rule, UncheckableError
@@ -155,7 +155,7 @@ def _published(record: Record, digest: str | None, text: str) -> str:
         return f"{text} is the digest"
     for row, line in zip(record.rows, record.lines, strict=False):
         if (chain.link_of(line) or "").startswith(text):
-            return f"{text} is the link of {row.where}, {row.event} of {row.get('time')}"
+            return f"{text} is the link of {row.where}, {one_line(row.event)} of {one_line(str(row.get('time')))}"
     raise BreachError(f"{text} is neither the digest nor a link of the log: this is not the record that was published")
 
 
