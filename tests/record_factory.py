@@ -6,6 +6,7 @@ Every environment.json written here says so (`made_up`), so that none is ever ta
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import random
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from vit24h.records.chain import FIRST, config_fingerprint, fingerprint, linked
 
 MACHINES = {
     "h200": {
@@ -96,7 +99,8 @@ def write_run(
         "packages": {"torch": "2.11.0"},
         "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
         "image": None,
-        "dataset": {"path_name": "images", "fingerprint": f"{profile:0<64}", **setting["data"]},
+        "code": {"fingerprint": _sha256("code")},
+        "dataset": {"name": "images", "fingerprint": _sha256(profile), **setting["data"]},
         "processes": 1,
         "seed": seed,
     }
@@ -108,9 +112,16 @@ def write_run(
     if state == "failed":
         message = "the loss was not finite in 10 steps in a row, and again after going back to a checkpoint"
         rows.append(rows[-1] | {"event": "end", "reason": "failed", "message": message})
-    _write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    began = {"config": config_fingerprint(config), "environment": fingerprint(environment)}
+    rows[0]["fingerprints"] = began
+    lines, link = [], FIRST
+    for row in rows:
+        line, link = linked(row, link)
+        lines.append(line + "\n")
+    _write_text(folder / "log.jsonl", "".join(lines))
     if state == "finished":
-        _write_text(folder / "result.json", json.dumps(result))
+        anchors = {**began, "log": link, "weights": _sha256(f"{arm} {seed}")}
+        _write_text(folder / "result.json", json.dumps(result | {"fingerprints": anchors}))
     return folder
 
 
@@ -191,21 +202,29 @@ def _train(
         blur = 0.8 if position["image_size"] < final_size / 2 else 1.0  # trained on small images, tested on large ones
         top1 = 100 / classes + (CEILINGS.get(arm, 66.0) - 100 / classes) * gain * blur + chance.gauss(0, 0.35)
         top1 = min(100.0, max(0.0, round(top1 * images / 100) * 100 / images))
-        top5 = min(100.0, top1 + (100 - top1) * 0.42)
+        top5 = min(100.0, round((top1 + (100 - top1) * 0.42) * images / 100) * 100 / images)
         val_loss = math.log(classes) * (1 - top1 / 110)
-        ema = {"top1": top1 * 0.9, "top5": top5 * 0.95, "val_loss": val_loss * 1.1}
+        ema_top1, ema_top5 = (round(share * images / 100) * 100 / images for share in (top1 * 0.9, top5 * 0.95))
+        ema = {"top1": ema_top1, "top5": ema_top5, "val_loss": val_loss * 1.1}
         return {"top1": top1, "top5": top5, "val_loss": val_loss, "images": images, "ema": ema}
 
     clock["setup_s"] = budget_s * 0.002 if budget_s < math.inf else 90.0
     position["image_size"] = final_size  # no stage has begun
-    facts = {"parameters": parameters, "macs": 4_608_000_000, "num_classes": setting["data"]["classes"]}
-    log("start", **facts, samples_per_epoch=per_epoch)
+    facts = {
+        "parameters": parameters,
+        "macs": 4_608_000_000,
+        "num_classes": setting["data"]["classes"],
+        "samples_per_epoch": per_epoch,
+        "precision": "fp16",
+    }
+    log("start", **facts)
     clock["train_s"] = budget_s * 0.001 if budget_s < math.inf else 30.0  # waiting for the first batch
     position["image_size"] = size_now()
     log("stage")
     stop_s = budget_s * done
     stop_epochs = (config["budget"]["epochs"] or math.inf) * done
-    slice_ = per_epoch // 8
+    steps_per_epoch = per_epoch // batch_size
+    slice_ = -(-steps_per_epoch // 8) * batch_size
     epoch_started_s, waited_s, epoch_samples = 0.0, 0.0, 0
     evaluated: dict[str, Any] = {}
     while clock["train_s"] < stop_s and position["epoch"] < stop_epochs:
@@ -217,20 +236,22 @@ def _train(
         step_s = slice_ * (0.06 + 0.94 * relative) * COSTS.get(arm, 1.0) / setting["images_per_s"]
         wait_s = slice_ * waiting / setting["images_per_s"] * (3 if relative < 0.1 else 1)
         spent_s = (step_s + wait_s) * chance.uniform(0.98, 1.02)
-        share = min(1.0, (stop_s - clock["train_s"]) / spent_s)
+        left = steps_per_epoch * batch_size - epoch_samples
+        share = min(1.0, (stop_s - clock["train_s"]) / spent_s, left / slice_)
+        samples = min(left, math.ceil(slice_ * share / batch_size) * batch_size)
         clock["train_s"] += spent_s * share
         waited_s += wait_s * share
-        position["samples_seen"] += int(slice_ * share)
+        position["samples_seen"] += samples
         position["step"] = position["samples_seen"] // batch_size
-        epoch_samples += int(slice_ * share)
+        epoch_samples += samples
         if lost_s and not clock["lost_s"] and clock["train_s"] > stop_s / 2:
             clock["lost_s"] = lost_s
-            log("resume", **facts, samples_per_epoch=per_epoch, rows=len(rows), environment_changes=moved_to)
-        if epoch_samples >= slice_ * 8:
+            log("resume", **facts, rows=len(rows), environment_changes=moved_to)
+        if epoch_samples == steps_per_epoch * batch_size:
             position["epoch"] += 1
             epoch_s = clock["train_s"] - epoch_started_s
             speed = {"images_per_s": per_epoch / epoch_s, "data_wait_s": waited_s, "epoch_s": epoch_s}
-            log("epoch", train_loss=3.0, images=per_epoch, complete=True, **speed)
+            log("epoch", train_loss=3.0, images=epoch_samples, complete=True, **speed)
             clock["eval_s"] += setting["data"]["val_images"] / setting["images_per_s"] / 2
             evaluated = accuracy()
             log("eval", **evaluated)
@@ -252,13 +273,13 @@ def _train(
         "seed": seed,
         "profile": config["profile"],
         **evaluated,
-        "epochs": position["samples_seen"] / per_epoch,
+        "epochs": position["epoch"] + epoch_samples / per_epoch,
         "steps": position["step"],
         "samples_seen": position["samples_seen"],
         "train_hours": clock["train_s"] / 3600,
         "clock": dict(clock),
-        "parameters": parameters,
-        "macs": 4_608_000_000,
+        "image_size": position["image_size"],
+        **facts,
         "budget": config["budget"],
         "incidents": 0,
         "completed": True,
@@ -273,6 +294,10 @@ def _lay_over(config: dict[str, Any], changes: dict[str, Any]) -> None:
             _lay_over(config[key], value)
         else:
             config[key] = value
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_text(path: Path, text: str) -> None:
