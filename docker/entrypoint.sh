@@ -4,9 +4,9 @@
 #
 #     VIT24H_NEEDS="results dataset gpu"      set by each service of docker-compose.yml; nothing is checked without it
 #
-# What holds on every machine, container or not, is checked by the program itself; here only what the container adds:
-# user ids, mounts, devices. Exit status: the command's; 2 for what the user can mend; 75 where the GPU is lost and a
-# new start of the container may bring it back.
+# What holds on every machine, container or not, is for `vit24h doctor`, with which every suite begins; here only what
+# the container adds: user ids, mounts, devices. Exit status: the command's; 2 for what the user can mend; 75 where the
+# GPU is lost and a new start of the container may bring it back.
 set -euo pipefail
 
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
@@ -15,10 +15,8 @@ root=$(dirname -- "$here")
 results=${VIT24H_RUNS:-$root/runs}
 dataset=/data/imagenet
 dataset_on_host=${IMAGENET_DIR-}
-oldest_driver=580 # of CUDA 13.0
-shm_mib=1024     # batches on their way from the loader's processes: 16 × 4 of 9.6 MB
-
-gpu_lost=75 # exit status, as in src/vit24h/gpu.py
+oldest_driver=580 # of CUDA 13.0, as in src/vit24h/doctor.py
+gpu_lost=75       # exit status, as in src/vit24h/gpu_loss.py
 
 main() {
     VIT24H_IMAGE=$(cat -- "$root/build-id" 2>/dev/null || true)
@@ -27,8 +25,8 @@ main() {
     local need
     for need in ${VIT24H_NEEDS-}; do
         case $need in
-            results | dataset | gpu | shm) "check_$need" ;;
-            *) refuse "VIT24H_NEEDS: unknown need $need; there are results, dataset, gpu, shm" ;;
+            results | dataset | gpu) "check_$need" ;;
+            *) refuse "VIT24H_NEEDS: unknown need $need; there are results, dataset, gpu" ;;
         esac
     done
     exec "$@"
@@ -48,10 +46,9 @@ check_dataset() {
     [[ -n $(ls -A -- "$dataset") ]] || refuse "IMAGENET_DIR=$dataset_on_host is empty: $mend; if it is a disk of its" \
         "own, mount it first, then start again with \`docker compose up --force-recreate reproduce\`"
     local part
-    for part in train val; do
-        [[ -d $dataset/$part ]] || refuse "IMAGENET_DIR=$dataset_on_host has no folder $part/" \
+    for part in train val; do # folders of images, or packed
+        compgen -G "$dataset/$part*" >/dev/null || refuse "IMAGENET_DIR=$dataset_on_host has no $part/" \
             "(it has: $(first_entries "$dataset")): $mend, each with a folder of images for every class"
-        [[ -n $(ls -A -- "$dataset/$part") ]] || refuse "IMAGENET_DIR=$dataset_on_host: $part/ is empty: $mend"
     done
 }
 
@@ -66,22 +63,10 @@ check_gpu() {
             "Docker, or the machine"
     fi
     driver=${driver%%$'\n'*}
-    # Older ones work where the base image's compatibility package does: ask before refusing.
-    if ((${driver%%.*} < oldest_driver)) && ! sees_gpu; then
+    if ((${driver%%.*} < oldest_driver)); then
         refuse "the GPU's driver is $driver, and CUDA 13.0 needs $oldest_driver or newer: update it on the host" \
             "(ubuntu-drivers install, or the distribution's nvidia-driver package) and restart the machine"
     fi
-}
-
-check_shm() {
-    local free_kib
-    free_kib=$(df --output=size -k /dev/shm | tail -n 1)
-    ((free_kib >= shm_mib * 1024)) || refuse "/dev/shm has $((free_kib / 1024)) MiB and the loader needs $shm_mib:" \
-        "start with docker compose, which sets it (shm_size), or with \`docker run --shm-size=8g\`"
-}
-
-sees_gpu() {
-    python -c 'import torch; raise SystemExit(not torch.cuda.is_available())' 2>/dev/null
 }
 
 selinux_hint() {

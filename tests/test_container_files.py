@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vit24h import doctor, gpu_loss
+
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
 SERVICES = yaml.safe_load(COMPOSE_TEXT)["services"]
@@ -83,6 +85,12 @@ def test_everything_tracked_is_in_the_image_and_nothing_else():
     taken = [rule[1:].rstrip("/") for rule in rules if rule.startswith("!")]
     assert not {name for name in tracked if not any(fnmatch.fnmatch(name, pattern) for pattern in taken)}
     assert not any(fnmatch.fnmatch(name, pattern) for name in (".env", ".git", "runs", ".venv") for pattern in taken)
+
+
+def test_the_start_script_and_the_program_know_the_same_numbers():
+    script = (ROOT / "docker" / "entrypoint.sh").read_text()
+    numbers = dict(re.findall(r"^(oldest_driver|gpu_lost)=(\d+)", script, re.MULTILINE))
+    assert numbers == {"oldest_driver": str(doctor._DRIVER_OF_CUDA_13), "gpu_lost": str(gpu_loss.EXIT_STATUS)}
 
 
 def test_dockerfile_and_scripts_pass_their_linters():

@@ -6,6 +6,7 @@ The scripts are tried on a miniature of this project, whose locks hold small whe
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -45,10 +46,11 @@ def entries(lock: Path) -> list[str]:
 
 
 def locked_versions(lock: Path, python: str) -> dict[str, str]:
-    """Name and version of every package that `lock` installs on x86-64 Linux."""
+    """Name and version of every package that `lock` installs on x86-64 Linux with `python`, such as 3.11 or 3.11.7."""
+    major, minor, patch = f"{python}.0".split(".")[:3]
     system = {
-        "python_version": python,
-        "python_full_version": f"{python}.0",
+        "python_version": f"{major}.{minor}",
+        "python_full_version": f"{major}.{minor}.{patch}",
         "sys_platform": "linux",
         "platform_system": "Linux",
         "platform_machine": "x86_64",
@@ -89,11 +91,36 @@ def test_the_tests_run_on_the_locked_packages_and_a_few_more(python):
 # --- what has to agree ---
 
 
-def test_conda_takes_a_supported_python_and_the_locked_packages():
+def conda_environment() -> tuple[SpecifierSet, list[str]]:
+    """Of environment.yml: the Pythons that its `python=` takes, and the arguments that conda hands to pip."""
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    python = next(each for each in dependencies if isinstance(each, str) and each.startswith("python="))
-    assert SpecifierSet(PYPROJECT["project"]["requires-python"]).contains(python.removeprefix("python="))
-    assert [each["pip"] for each in dependencies if isinstance(each, dict)] == [["-r requirements.lock"]]
+    from_conda = {each.split("=")[0]: each.partition("=")[2] for each in dependencies if isinstance(each, str)}
+    assert from_conda.keys() == {"python", "pip"}, "a package from conda-forge would come in a version of its own"
+    (for_pip,) = [each["pip"] for each in dependencies if isinstance(each, dict)]
+    return SpecifierSet(f"=={from_conda['python']}.*"), [word for line in for_pip for word in line.split()]
+
+
+def test_conda_takes_a_supported_python():
+    conda, _ = conda_environment()
+    asked = SpecifierSet(PYPROJECT["project"]["requires-python"])
+    taken = [python for python in PYTHONS if conda.contains(f"{python}.0")]
+    assert taken
+    assert all(asked.contains(f"{python}.0") for python in taken)
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="the packages of this Python are not all the lock's")
+def test_what_conda_hands_to_pip_is_what_the_lock_installed_here():
+    """pip resolves environment.yml with its hashes, no index at hand: all it may find is what is here already."""
+    _, arguments = conda_environment()
+    resolve = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps", *arguments]
+    done = subprocess.run(resolve, cwd=ROOT, capture_output=True, text=True, check=False, env=clean_surroundings())
+    assert done.returncode == 0, done.stderr
+    assert "Would install" not in done.stdout
+    pattern = r"^Requirement already satisfied: ([\w.-]+)==(\S+) in"
+    resolved = {canonicalize_name(name): version for name, version in re.findall(pattern, done.stdout, re.MULTILINE)}
+    assert resolved == locked_versions(BASE_LOCK, "{}.{}.{}".format(*sys.version_info))
+    for name, version in resolved.items():
+        assert importlib.metadata.version(name) == version
 
 
 def test_the_bootstrap_looks_for_the_pythons_that_pyproject_allows():
