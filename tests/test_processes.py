@@ -150,7 +150,7 @@ def test_a_stop_is_taken_by_all_and_the_run_goes_on(data, tmp_path):
     stopped_at = rows[-1]["step"]
 
     process = launch(data, tmp_path, steps=400)
-    while not any(row["event"] == "resume" for row in read_rows(log)):
+    while not any(row["event"] == "epoch" and row["step"] > stopped_at for row in read_rows(log)):
         assert time.monotonic() < end + 120
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)

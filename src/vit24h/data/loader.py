@@ -417,7 +417,8 @@ def _load(images: ImageSource, index: int) -> Image.Image:
     except UnreadableImageError as error:
         if not images.is_there():
             raise DatasetGoneError(
-                f"{images.path(index)}: {error}, nor is there anything else of its dataset"
+                f"{images.path(index)}: {error}, nor is there anything else of its dataset: check that it is still in "
+                "place"
             ) from error
         return load_image(images, index)  # it may be back since
 
