@@ -169,10 +169,41 @@ def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_process_instead_of_several_is_not_passed_over_in_silence(data, tmp_path):
-    accelerate = ["accelerate.commands.launch", "--num_processes", "2", "--cpu"]
-    process = launch(data, tmp_path / "run", launcher=accelerate)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "vit24h: accelerate launch started one process where several were asked for" in err
+def test_accelerate_launch_on_the_cpu_starts_as_many_as_it_was_asked_for(data, tmp_path):
+    accelerate = [
+        "accelerate.commands.launch",
+        "--num_processes",
+        "2",
+        "--cpu",
+        "--main_process_port",
+        str(free_port()),
+    ]
+    _, err = (process := launch(data, tmp_path, launcher=accelerate)).communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert load_run(tmp_path).environment["processes"] == 2
+
+
+def test_one_process_instead_of_several_is_not_passed_over_in_silence(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv(
+        "MASTER_PORT", "29500"
+    )  # several were asked for, and this process's parent does not say how many
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "vit24h",
+            "train",
+            "paper/baseline",
+            "--data",
+            str(data),
+            "--run-dir",
+            str(tmp_path / "run"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 2
+    assert "vit24h: accelerate launch started one process where several were asked for" in process.stderr
     assert not (tmp_path / "run").exists()

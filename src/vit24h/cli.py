@@ -18,7 +18,7 @@ from vit24h.config import load_config
 from vit24h.errors import UserError
 from vit24h.gpu_loss import EXIT_STATUS as GPU_LOST
 from vit24h.gpu_loss import GpuLost
-from vit24h.processes import signal_when_parent_dies
+from vit24h.processes import signal_when_parent_dies, start_all_launched
 from vit24h.suite import DEFAULT_ARMS, SUITE_PROCESS, Suite, config_of, data_overrides
 
 # An arm whose suite was killed saves itself, for which it has 30 s, and leaves: its successor waits for that.
@@ -60,6 +60,7 @@ def _leave(number: int, _frame: object) -> None:
 def _train(options: argparse.Namespace) -> int:
     config = load_config(options.config, profile=options.profile, overrides=_overrides(options))
     run_dir = options.run_dir or paths.runs() / config.profile / config.name / f"seed{config.seed}"
+    start_all_launched()
 
     from vit24h.engine.interruption import Interrupted
     from vit24h.engine.train import TrainingFailed, train

@@ -7,32 +7,13 @@ corrupt image) is told to all before anybody acts on it. Must not know: models, 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from vit24h.errors import UserError
-
 Shared = TypeVar("Shared")
-
-
-def require_launched_processes() -> None:
-    """Refuse to train in one process where several were asked for.
-
-    On a CPU, `accelerate launch --num_processes 2` (1.15) without MPI starts a single process, and says nothing.
-
-    Raises:
-        UserError: that has happened.
-    """
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if on_cpu and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise UserError(
-            "accelerate launch started one process where several were asked for (on a CPU it needs MPI): "
-            "start them with `torchrun --nproc_per_node N -m vit24h train ...`"
-        )
 
 
 @dataclass(frozen=True)

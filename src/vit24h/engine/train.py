@@ -33,7 +33,7 @@ from vit24h.engine.interruption import Interrupted, StopRequested, StopSignals
 from vit24h.engine.optim import build_optimizer
 from vit24h.engine.recovery import Recovery, TrainingFailed
 from vit24h.engine.step import TrainStep
-from vit24h.engine.team import News, Team, require_launched_processes
+from vit24h.engine.team import News, Team
 from vit24h.engine.trial import raise_if_out_of_memory, try_largest_step
 from vit24h.engine.watchdog import Watchdog
 from vit24h.errors import UserError
@@ -716,7 +716,6 @@ def _accelerator(config: Config) -> Accelerator:
     """The device, the arithmetic, and the other processes where this one was launched with some."""
     device = devices.select_device(config.runtime.device)
     precision = devices.select_precision(config, device)
-    require_launched_processes()
     return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
 
