@@ -27,20 +27,6 @@ def own_data(data, tmp_path):
     return Path(shutil.copytree(data, tmp_path / "images"))
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, of one MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def examined(config, folder, *, full=False):
     return {check.name: check for check in doctor.examine([config], folder, full=full)}
 

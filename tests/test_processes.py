@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from tiny import CURRICULUM, tiny_config, tiny_settings, write_images
+from vit24h.data import BatchPlan
 from vit24h.engine import inputs
 from vit24h.engine.evaluate import evaluate
 from vit24h.engine.inputs import epoch_order, open_configured_dataset, train_loader
@@ -100,11 +101,9 @@ def test_each_sample_of_an_epoch_goes_to_one_process_and_repeats_are_spread(data
     config = tiny_config(data, arm="baseline")
     dataset = open_configured_dataset(config.data)
     order = epoch_order(config, dataset)
-    from vit24h.data import BatchPlan
 
-    shares = []
-    for rank in range(2):
-        loader = train_loader(
+    def batches(**share):
+        with train_loader(
             config,
             dataset,
             order,
@@ -112,25 +111,15 @@ def test_each_sample_of_an_epoch_goes_to_one_process_and_repeats_are_spread(data
             device=torch.device("cpu"),
             start_epoch=0,
             start_position=0,
-            rank=rank,
-            world_size=2,
-        )
-        shares.append([next(loader).images for _ in range(3)])
-        loader.close()
-    alone = train_loader(
-        config,
-        dataset,
-        order,
-        lambda _epoch, _sample: BatchPlan(image_size=32, batch_size=8),
-        device=torch.device("cpu"),
-        start_epoch=0,
-        start_position=0,
-    )
-    for first, second in zip(*shares, strict=True):
+            **share,
+        ) as loader:
+            return [next(loader).images for _ in range(3)]
+
+    shares = [batches(rank=rank, world_size=2) for rank in range(2)]
+    for first, second, whole in zip(*shares, batches(), strict=True):
         # position by position, as in DeiT: the three crops of an image go to different processes in turn
         together = torch.stack([first, second], dim=1).flatten(0, 1)
-        assert torch.equal(together, next(alone).images)
-    alone.close()
+        assert torch.equal(together, whole)
 
 
 @pytest.mark.slow
