@@ -18,7 +18,7 @@ from vit24h.config import load_config
 from vit24h.errors import UserError
 from vit24h.gpu_loss import EXIT_STATUS as GPU_LOST
 from vit24h.gpu_loss import GpuLost
-from vit24h.processes import signal_when_parent_dies, start_all_launched
+from vit24h.processes import leave, signal_when_parent_dies, start_all_launched
 from vit24h.suite import DEFAULT_ARMS, SUITE_PROCESS, Suite, config_of, data_overrides
 
 # An arm whose suite was killed saves itself, for which it has 30 s, and leaves: its successor waits for that.
@@ -26,6 +26,12 @@ _LEAVING_S = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    status = _run(arguments)
+    leave(status)
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     # Not the system's default, which leaves no chance to tidy up and does not stop a container's first process at all.
     signal.signal(signal.SIGTERM, _leave)
     options = _parser().parse_args(arguments)

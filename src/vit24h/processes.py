@@ -44,6 +44,19 @@ def start_all_launched() -> None:
     os.execv(sys.executable, [sys.executable, *torchrun, "-m", "vit24h", *sys.argv[1:]])
 
 
+def leave(status: int) -> None:
+    """End this process with `status`; return where it is the only one, which may end as any program does.
+
+    The threads in which torch lets several processes talk outlive `destroy_process_group` for as long as a model holds
+    them. One that asks for the interpreter while it is being taken down aborts the process, after all work is done.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _asked_for(launcher: int) -> str | None:
     """The value of --num_processes in the command line of the process `launcher`."""
     try:
