@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vit24h.data.index import ImageSource
@@ -32,13 +33,13 @@ def load_image(images: ImageSource, index: int) -> Image.Image:
         CorruptImageError: it cannot be decoded to its end.
     """
     try:
-        encoded = images.read(index)
+        stored = images.read(index)
     except OSError as error:
         raise UnreadableImageError(f"cannot be read: {error.strerror}") from error
-    return decode(encoded)
+    return Image.fromarray(stored) if isinstance(stored, np.ndarray) else decode(stored)
 
 
-def decode(encoded: bytes) -> Image.Image:
+def decode(encoded: bytes | memoryview) -> Image.Image:
     """An encoded image as an RGB picture. Errors as `load_image`."""
     try:
         with warnings.catch_warnings():
