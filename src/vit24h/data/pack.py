@@ -40,6 +40,7 @@ DATA_HEAD = struct.Struct("<8sII32s")  # magic, version, 0, SHA-256 of the plan
 _INDEX_HEAD = struct.Struct("<8sII32s")  # magic, version, bytes of the header, SHA-256
 _MAX_HEADER_BYTES = 64 * 2**20
 _MAX_SIDE = 2**24  # pixels; keeps their product far from overflowing
+_READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # or a named pipe would wait for someone to write to it
 _AGAIN = "pack the images again with `vit24h pack`"
 
 
@@ -213,7 +214,7 @@ def read_index(path: Path) -> tuple[dict[str, Any], Tables, int]:
         UserError: it is missing, of another version, damaged, or says what cannot be.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, _READING), "rb") as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise _refused(path, "is not a file")
@@ -252,7 +253,7 @@ class _DataFile:
     """
 
     def __init__(self, path: Path, size: int, head: bytes, *, mapped: bool):
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a named pipe would wait
+        self._descriptor = os.open(path, _READING)
         weakref.finalize(self, os.close, self._descriptor)
         found = os.fstat(self._descriptor)
         if not stat.S_ISREG(found.st_mode):

@@ -275,7 +275,10 @@ def _jpeg(picture: Image.Image, quality: int, subsampling: int) -> bytes:
 
 def _jpeg_kind(encoded: bytes) -> tuple[bool, int] | None:
     """(grey-scale?, chroma subsampling as Pillow numbers it) of a JPEG file that decodes to grey-scale or RGB."""
-    with Image.open(io.BytesIO(encoded)) as image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # broken EXIF data and the like
+        image = Image.open(io.BytesIO(encoded))
+    with image:
         if image.format != "JPEG" or image.mode not in {"RGB", "L"}:
             return None
         return image.mode == "L", max(JpegImagePlugin.get_sampling(image), 0)  # unknown: 4:4:4
@@ -532,7 +535,6 @@ def _start_working(parent: int, images: Mapping[str, FolderIndex], parameters: P
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal_when_parent_dies(parent, signal.SIGKILL)
-    warnings.simplefilter("ignore")  # of Pillow, on broken EXIF data and the like
 
 
 def _prepare(split: str, indices: Sequence[int]) -> Prepared:
