@@ -93,6 +93,28 @@ def test_the_start_script_and_the_program_know_the_same_numbers():
     assert numbers == {"oldest_driver": str(doctor._DRIVER_OF_CUDA_13), "gpu_lost": str(gpu_loss.EXIT_STATUS)}
 
 
+@pytest.mark.parametrize(
+    ("files", "status"),
+    [(["train/n01440764", "val/n01440764"], 0), (["train.data", "train.index", "val.data", "val.index"], 0),
+     (["train.data", "train.index"], 2), (["images"], 2)],
+    ids=["folders", "packs", "half a pack", "something else"],
+)  # fmt: skip
+def test_the_start_script_takes_a_folder_of_images_and_one_of_packs(files, status, tmp_path):
+    for name in files:
+        (tmp_path / "data" / name).mkdir(parents=True)
+    script = (ROOT / "docker" / "entrypoint.sh").read_text()
+    assert "dataset=/data/imagenet\n" in script
+    (tmp_path / "docker").mkdir()
+    entrypoint = tmp_path / "docker" / "entrypoint.sh"
+    entrypoint.write_text(script.replace("dataset=/data/imagenet\n", f"dataset={tmp_path}/data\n"))
+    settings = {**os.environ, "VIT24H_NEEDS": "dataset", "IMAGENET_DIR": "/somewhere"}
+    done = subprocess.run(
+        ["bash", entrypoint, "echo", "started"], env=settings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert ("started" in done.stdout) == (status == 0)
+
+
 def test_dockerfile_and_scripts_pass_their_linters():
     scripts = Path(sysconfig.get_path("scripts"))
     for command in ([scripts / "hadolint", "Dockerfile"], [scripts / "shellcheck", *ROOT.glob("docker/*.sh")]):

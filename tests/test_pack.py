@@ -18,6 +18,7 @@ import torch
 from PIL import Image, JpegImagePlugin
 from safetensors.torch import load_file
 
+from benchmark_record import edit_json
 from tiny import CURRICULUM, tiny_config, tiny_settings, write_images
 from vit24h import doctor
 from vit24h.cli import main
@@ -28,6 +29,7 @@ from vit24h.data.pack import PackParameters
 from vit24h.data.packing import Packing, PackingStopped, stored_picture
 from vit24h.engine.train import train
 from vit24h.errors import UserError
+from vit24h.progress import CountDisplay
 from vit24h.records.reader import read_json, read_rows
 
 Q90 = PackParameters(24, 90)
@@ -380,6 +382,19 @@ def test_places_that_do_not_go_together_are_refused(images, packed, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_progress_is_a_plain_line_now_and_then_in_a_log(monkeypatch):
+    now, log = [0.0], io.StringIO()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with CountDisplay("pack", 10_000, "images", log) as display:
+        display.start_at(4_000)
+        for done in range(4_000, 10_001, 50):  # 100 images a second
+            now[0] = (done - 4_000) / 100
+            display.update(done)
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "pack   50%  5,000 of 10,000 images · 100 images/s · 0:50 left"
+    assert len(lines) == 6
+
+
 # -- being stopped ----------------------------------------------------------------------------------------------------
 
 
@@ -715,6 +730,8 @@ def test_the_command_line_packs_trains_goes_on_evaluates_and_verifies(images, tm
     assert "the folder that the run's images were packed from" in told
     assert "of the packed ones" in told
     assert "on 12 images" in vit24h("evaluate", run_dir, "--data", images)
+    edit_json(run_dir / "result.json", lambda result: result.update(top1=100.0))
+    assert "points too much" in vit24h("verify", run_dir, "--data", images, status=1)
 
 
 def test_a_pack_that_goes_for_good_and_comes_back_is_waited_for(own_pack, tmp_path, monkeypatch):

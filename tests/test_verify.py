@@ -32,6 +32,8 @@ from vit24h.records.rules import RULES
 from vit24h.records.verify import verify
 from vit24h.report.leaderboard import leaderboard
 
+PACKING = {"short_side": 256, "quality": 90, "source_fingerprint": "ab" * 32, "bytes": 36_100_000_000}
+RAW_PACKING = {"short_side": 256, "raw": True, "source_fingerprint": "ab" * 32, "bytes": 348_000_000_000}
 STOPS = {3: "signal", 7: "kill"}
 
 
@@ -436,6 +438,9 @@ FORGERIES = {
         "resumed with another dataset",
     ),
     "no fingerprint of the dataset": (on_dataset(fingerprint="none"), "dataset", "expected a SHA-256"),
+    "packing of text": (on_dataset(packing="yes"), "dataset", 'packing is "yes", expected a section'),
+    "packing without its size": (on_dataset(packing={**PACKING, "bytes": None}), "dataset", "bytes is null, expected"),
+    "packing of another source": (on_dataset(packing={**PACKING, "source_fingerprint": 1}), "dataset", "a SHA-256"),
     "other code after a resume": (on_resume(code={"fingerprint": "0" * 64}), "one code", "resumed with other code"),
     "no fingerprint of the code": (on_environment(lambda e: e.pop("code")), "one code", "code is missing"),
     "a smoke run": (lambda folder: edit_config(folder, lambda c: c.update(smoke=True)), "full run", "smoke run"),
@@ -651,6 +656,18 @@ def board_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)  # fourteen records of a hundred rows: no need to wait for the disk
         return _write_board(tmp_path_factory.mktemp("board"))
+
+
+def test_a_record_says_how_its_images_were_packed(tmp_path):
+    for name, packing, words in (
+        ("jpeg", PACKING, "; packed: short side 256 px, JPEG quality 90, 36.1 GB, of the folder of fingerprint abab"),
+        ("raw", RAW_PACKING, "; packed: short side 256 px, raw pixels, 348.0 GB"),
+        ("folder", None, ""),
+    ):
+        write_benchmark_record(tmp_path / name, dataset={**IMAGENET, "packing": packing})
+        assert broken(tmp_path / name) == {}
+        reason = found(tmp_path / name, "dataset").reason
+        assert words in reason and ("packed" in reason) == bool(words)
 
 
 def _write_board(folder):

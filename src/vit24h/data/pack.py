@@ -176,6 +176,7 @@ class PackIndex:
             stored = self._data.bytes_at(begin, end)
         except OSError:  # its disk was away, and may be back, but what was open before stays dead
             self._data = self._open_data()
+            self._verified[:] = False
             stored = self._data.bytes_at(begin, end)
         if not self._verified[index]:
             if zlib.crc32(stored) != self._tables.checksums[index]:

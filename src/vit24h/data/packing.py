@@ -8,8 +8,8 @@ are, byte for byte.
 Images are packed in the order of the folder, one class after another: training reads them in an order of its own, from
 a disk without moving parts, so no other order would be better, and this one needs no memory.
 
-The files depend on the images, the parameters and the libraries alone: not on the number of processes, the day, or how
-often the packing was stopped. While it lasts, images go to `train.data.partial`, and for every one of them a record of
+The files depend on the images, their folder's name, the parameters and the libraries alone: not on the number of
+processes, the day, or how often the packing was stopped. While it lasts, images go to `train.data.partial`, and for every one of them a record of
 fixed size to `train.journal`, which begins with the plan: what is packed, and how. Whatever stopped it, the next start
 keeps all images whose checksum still fits and goes on behind them.
 
@@ -458,6 +458,7 @@ def _write_beside_and_rename(path: Path, content: bytes) -> None:
     beside = path.with_name(path.name + ".partial")
     with beside.open("wb", buffering=0) as file:
         _write_all(file, content)
+        os.fsync(file.fileno())
     beside.replace(path)
 
 
@@ -544,7 +545,7 @@ def _prepare(split: str, indices: Sequence[int]) -> Prepared:
         try:
             encoded = _images[split].read(index)
         except OSError as error:
-            result.unreadable = (index, error.strerror)
+            result.unreadable = (index, error.strerror or str(error))
             break
         try:
             content, height, width = stored_picture(encoded, _parameters)
