@@ -9,9 +9,9 @@ Images are packed in the order of the folder, one class after another: training 
 a disk without moving parts, so no other order would be better, and this one needs no memory.
 
 The files depend on the images, their folder's name, the parameters and the libraries alone: not on the number of
-processes, the day, or how often the packing was stopped. While it lasts, images go to `train.data.partial`, and for every one of them a record of
-fixed size to `train.journal`, which begins with the plan: what is packed, and how. Whatever stopped it, the next start
-keeps all images whose checksum still fits and goes on behind them.
+processes, the day, or how often the packing was stopped. While it lasts, images go to `train.data.partial`, and for
+every one of them a record of fixed size to `train.journal`, which begins with the plan: what is packed, and how.
+Whatever stopped it, the next start keeps all images whose checksum still fits and goes on behind them.
 
 Must not know: training.
 """
