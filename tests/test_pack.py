@@ -488,7 +488,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes_and_leaves_nothing_be
         if os.WIFSIGNALED(status):
             kills += 1
             moments.add(",".join(sorted(path.name for path in destination.glob("*"))))
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while any(is_running(worker) for worker in workers):
             assert time.monotonic() < end, "processes outlive the killed one"
             time.sleep(0.01)
@@ -538,12 +538,12 @@ def test_ctrl_c_and_sigterm_stop_it_in_one_line_and_it_goes_on(number, status, t
     words = command(folder, tmp_path / "packs", "--short-side", "24", "--workers", "2")
     with (tmp_path / "said").open("w+") as said:
         process = subprocess.Popen(words, stdout=said, stderr=said, process_group=0)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while records_in(tmp_path / "packs" / "train.journal") < 60:
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.002)
         os.killpg(process.pid, number)  # as a terminal, or a scheduler, does
-        assert process.wait(timeout=30) == status
+        assert process.wait(timeout=120) == status
         said.seek(0)
         lines = said.read().splitlines()
     assert "images packed; the same command goes on from here" in lines[-1]
@@ -713,12 +713,12 @@ def test_the_command_line_packs_trains_goes_on_evaluates_and_verifies(images, tm
     words = ["train", "paper/combined", "--profile", "quick", "--run-dir", str(run_dir)]
     words += [word for setting in settings for word in ("--set", setting)]
     process = subprocess.Popen([sys.executable, "-m", "vit24h", *words], stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 100
+    end = time.monotonic() + 240
     while not any(row["step"] >= 3 for row in rows_of(run_dir)):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.005)
     process.terminate()
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=120) == 143
     vit24h(*words)
     assert "resume" in [row["event"] for row in rows_of(run_dir)]
     train(tiny_config(packs), tmp_path / "undisturbed")
@@ -762,7 +762,7 @@ def test_a_pack_that_goes_for_good_and_comes_back_is_waited_for(own_pack, tmp_pa
     monkeypatch.setattr(TrainStep, "__call__", call)
 
     def come_back():
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while not any(row.get("kind") == "dataset_gone" for row in rows_of(tmp_path / "run")):
             assert time.monotonic() < end
             time.sleep(0.05)
