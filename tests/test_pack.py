@@ -418,7 +418,7 @@ def test_what_was_stopped_goes_on(images, packed, tmp_path):
         "no data": lambda files: files.data.unlink(),
         "another's data": lambda files: files.data.write_bytes(bytes(5000)),
         "no journal": lambda files: files.journal.unlink(),
-        "data that was not told of": lambda files: append(files.data, b"more"),
+        "data that was not told of": lambda files: append(files.data, bytes(200_000)),
         "data in place": lambda files: files.data.rename(files.data.with_suffix("")),
     }.items(),
     ids=lambda item: item[0],
