@@ -172,6 +172,17 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if holding == len(records) else 1
 
 
+def _export(options: argparse.Namespace) -> int:
+    from vit24h.records.export import RECORD_FILES, export_records
+
+    done = export_records(
+        options.source, options.destination, unfinished=options.unfinished, keep_paths=options.keep_paths
+    )
+    records = f"{len(done.runs)} record{'s' if len(done.runs) != 1 else ''}"
+    print(f"{records} ({', '.join(RECORD_FILES)}), {done.size / 1000:,.0f} kB in {options.destination}")
+    return 0
+
+
 def _leaderboard(options: argparse.Namespace) -> int:
     from vit24h.report.leaderboard import leaderboard
 
@@ -277,6 +288,20 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="HEX",
         help="a digest or link of the record that was made public earlier, 16 digits or more: is this that record?",
+    )
+
+    export = _command(
+        commands,
+        "export",
+        _export,
+        "copy records as they are published: text only, without this machine's paths",
+        "vit24h export runs/full results/full",
+    )
+    export.add_argument("source", type=Path, metavar="SUITE", help="a suite's folder, or a run's")
+    export.add_argument("destination", type=Path, metavar="DESTINATION", help="where they go; nothing is written over")
+    export.add_argument("--unfinished", action="store_true", help="take unfinished and failed runs along")
+    export.add_argument(
+        "--keep-paths", action="store_true", help="take logs along that hold paths or the name of this machine"
     )
 
     leaderboard = _command(
