@@ -14,9 +14,11 @@ import pytest
 
 from benchmark_record import cover_tracks, edit_json, edit_rows
 from record_factory import PAPER_ARMS, write_run, write_suite
-from vit24h.report import read_suite, render_table, tables, timing, units, verdicts
+from vit24h.errors import UserError
+from vit24h.report import learning, read_suite, render_table, tables, timing, units, verdicts
 from vit24h.report.arms import ARMS, arm, order
 from vit24h.report.comparison import Spread, comparisons
+from vit24h.report.embed import embedded
 from vit24h.report.latest import status
 from vit24h.report.paper import published, published_gaps, published_throughput
 from vit24h.report.standing import breaches, is_benchmark, mark
@@ -141,7 +143,9 @@ def test_nan_stays_nan():
 
 
 def test_without_records_every_table_says_how_to_make_some():
-    for make in (tables.results, tables.time_by_size, tables.budget_buys, tables.claims, tables.published_numbers):
+    of_arms = (tables.results, tables.main_columns, tables.time_by_size, tables.budget_buys)
+    of_claims = (tables.claims, tables.published_numbers, tables.gap_sources)
+    for make in (*of_arms, *of_claims):
         for text in (make([]).to_markdown(), make([]).to_text(), make([]).to_html(), make([]).to_latex()):
             assert "./run_all.sh --quick" in text
 
@@ -259,6 +263,88 @@ def test_where_the_data_lie_and_how_many_workers_read_them_is_no_difference(tmp_
     changes = {"data": {"path": "/elsewhere"}, "runtime": {"workers": 7}}
     write_run(tmp_path / "mini", "baseline", 1, changes=changes)
     assert only_group(tmp_path / "mini").notes == ()
+
+
+# Where the gaps come from
+
+
+def test_a_gap_is_split_into_what_an_epoch_teaches_and_how_many_there_were(tmp_path):
+    write_suite(tmp_path / "mini", {"baseline": {}, "locality": {}}, seeds=2)
+    group = only_group(tmp_path / "mini")
+    (block,) = tables.gap_sources([group]).blocks
+    (row,) = block.rows  # of the claims, the one whose two arms are here
+    assert row[0] == "Locality − Baseline"
+    assert row[1] == verdicts.gap_text(verdicts.gap(group, verdicts.CLAIMS[0]))
+    locality, baseline = (group.find(arm).runs for arm in ("locality", "baseline"))
+    # The last epoch that all four runs ended; the evaluation after it has its number.
+    last = min(run.rows_of("epoch")[-1]["epoch"] for run in (*locality, *baseline))
+    at_last = [
+        statistics.fmean(next(row["top1"] for row in run.rows_of("eval") if row["epoch"] == last) for run in runs)
+        for runs in (locality, baseline)
+    ]
+    assert row[2] == f"{units.signed(at_last[0] - at_last[1])} after epoch {last}"
+    epochs = [statistics.fmean(run.result["epochs"] for run in runs) for runs in (locality, baseline)]
+    assert row[3] == f"{epochs[0]:.1f} / {epochs[1]:.1f}"
+    assert epochs[0] < epochs[1]  # its steps take longer, and their time is the same
+    assert any("How even the machine was" in note for note in block.notes)
+
+
+def test_the_loss_of_a_last_epoch_of_a_few_images_is_not_taken_for_the_loss(tmp_path):
+    write_run(tmp_path / "mini", "baseline")
+    (run,) = read_suite(tmp_path / "mini").runs
+    rows = run.rows_of("epoch")
+    rows[-2] |= {"images": 20_000, "train_loss": 4.0}
+    rows[-1] |= {"images": 200, "train_loss": 9.0}
+    assert learning.train_loss(run) == pytest.approx((20_000 * 4.0 + 200 * 9.0) / 20_200)
+    rows[-1] |= {"images": 15_000}
+    assert learning.train_loss(run) == 9.0
+
+
+def test_gaps_of_arms_that_have_not_finished_come_from_nowhere(tmp_path):
+    write_run(tmp_path / "mini", "baseline")
+    write_run(tmp_path / "mini", "locality", state="unfinished", done=0.4)
+    text = tables.gap_sources(groups_of(tmp_path / "mini")).to_markdown()
+    assert "No two arms of a claim have finished." in text
+    assert "Locality − Baseline" not in text
+
+
+# Within another text
+
+README = """# A readme
+<!-- begin runs/mini: results -->
+typed by hand
+<!-- end runs/mini: results -->
+<!-- begin runs/other: results -->
+stays
+<!-- end runs/other: results -->
+"""
+
+
+def test_tables_are_put_between_their_marks_and_nothing_else_changes(tmp_path):
+    suite = read_suite(write_suite(tmp_path / "runs" / "mini", {"baseline": {}, "locality": {}}))
+    once = embedded(README, suite)
+    assert "typed by hand" not in once
+    assert "| Locality | 1 |" in once
+    assert once.replace(
+        once[once.index("mini: results -->") : once.index("<!-- end runs/mini")], "X"
+    ) == README.replace(README[README.index("mini: results -->") : README.index("<!-- end runs/mini")], "X")
+    assert embedded(once, suite) == once
+    assert embedded(once.replace("| Locality | 1 |", "| Locality | 9 |"), suite) == once
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nothing\n", "no place for runs/mini, but for none at all"),
+        (README.replace("runs/mini", "runs/this"), "but for runs/this, runs/other"),
+        (README.replace("mini: results", "mini: verdict"), "no such part; there are results, gaps"),
+        (README.replace("<!-- end runs/mini: results -->", ""), "without <!-- end runs/mini: results --> after it"),
+    ],
+)
+def test_a_text_without_a_fitting_place_is_refused(tmp_path, text, told):
+    suite = read_suite(write_suite(tmp_path / "runs" / "mini", {"baseline": {}}))
+    with pytest.raises(UserError, match=told):
+        embedded(text, suite)
 
 
 # Standing to the rules

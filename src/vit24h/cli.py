@@ -140,8 +140,23 @@ def _report(options: argparse.Namespace) -> int:
 
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder; expected a suite's, such as {paths.runs()}/quick")
-    files = write_report(options.folder, notebooks=options.notebooks)
+    if options.embed is not None:
+        return _embed(options)
+    files = write_report(options.folder, notebooks=options.notebooks, folder=options.to)
     print(f"open {files.index.resolve().as_uri()}" if options.open else f"report in {files.folder}")
+    return 0
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from vit24h.report import read_suite
+    from vit24h.report.embed import embedded
+
+    try:
+        before = options.embed.read_text(encoding="utf-8")
+        options.embed.write_text(embedded(before, read_suite(options.folder)), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--embed {options.embed}: cannot be read and written: {error.strerror}") from error
+    print(f"tables of {options.folder} in {options.embed}")
     return 0
 
 
@@ -265,6 +280,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, metavar="SUITE", help="a folder with run folders below it")
     report.add_argument("--open", action="store_true", help="print the address of the page to look at in a browser")
     report.add_argument("--no-notebooks", dest="notebooks", action="store_false", help="tables and figures only")
+    report.add_argument("--to", type=Path, metavar="DIR", help="where to write it (default: SUITE/report)")
+    report.add_argument(
+        "--embed",
+        type=Path,
+        metavar="FILE",
+        help="write no report, but tables into their marked places in FILE",
+    )
 
     status = _command(
         commands, "status", _status, "where a suite stands: every run, and the time left", "vit24h status runs/full"

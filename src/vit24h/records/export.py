@@ -65,7 +65,7 @@ def export_records(source: Path, destination: Path, *, unfinished: bool = False,
     return Exported(tuple(targets.values()), sum(len(text) for files in contents.values() for text in files.values()))
 
 
-def _paths_in(text: str) -> list[str]:
+def paths_in(text: str) -> list[str]:
     """What in a record's text is a path of a machine, or the name of this one; each once, in order of appearance."""
     found = _ABSOLUTE_PATH.findall(text)
     name = socket.gethostname().split(".")[0]
@@ -134,7 +134,7 @@ def _require_no_paths(contents: dict[Path, dict[str, bytes]], source: Path) -> N
         for record, files in contents.items()
         for name, text in files.items()
         for number, line in enumerate(text.decode(errors="replace").splitlines(), start=1)
-        if (found := _paths_in(line))
+        if (found := paths_in(line))
     ]
     if told:
         raise UserError(

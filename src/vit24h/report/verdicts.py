@@ -97,6 +97,16 @@ def number_met(comparison: Comparison, record: ArmRecord) -> tuple[str, str]:
     return NOT_REPRODUCED, f"{'above' if above else 'below'} the published range by more than its uncertainty"
 
 
+def gap_text(measured: Gap | None) -> str:
+    """'+1.20 ± 0.45 (n = 3 and 3)'; without an interval where a seed stands alone."""
+    if measured is None:
+        return units.MISSING
+    n = f"n = {measured.seeds[0]} and {measured.seeds[1]}"
+    if math.isnan(measured.half_width):
+        return f"{units.signed(measured.points)} ({n}: no interval)"
+    return f"{units.signed(measured.points)} ± {units.percent(measured.half_width)} ({n})"
+
+
 def _finding(comparison: Comparison, claim: Claim) -> Finding:
     measured, gaps = gap(comparison, claim), published_gaps(claim.better, claim.worse)
     published_text = " / ".join(units.signed(points, 1) for points in gaps) or "not published"
@@ -105,7 +115,7 @@ def _finding(comparison: Comparison, claim: Claim) -> Finding:
     verdict, reason = _verdict(comparison, claim, measured)
     if verdict == REPRODUCED and gaps:
         reason += f"; {_size(measured, gaps)}"
-    return Finding(claim.statement, verdict, reason, published_text, _measured_text(measured))
+    return Finding(claim.statement, verdict, reason, published_text, gap_text(measured))
 
 
 def _verdict(comparison: Comparison, claim: Claim, measured: Gap | None) -> tuple[str, str]:
@@ -158,15 +168,6 @@ def _order_finding(comparison: Comparison) -> Finding:
 
 def _order_text(names: tuple[str, ...] | list[str]) -> str:
     return " > ".join(arm(name).label for name in names)
-
-
-def _measured_text(measured: Gap | None) -> str:
-    if measured is None:
-        return units.MISSING
-    n = f"n = {measured.seeds[0]} and {measured.seeds[1]}"
-    if math.isnan(measured.half_width):
-        return f"{units.signed(measured.points)} ({n}: no interval)"
-    return f"{units.signed(measured.points)} ± {units.percent(measured.half_width)} ({n})"
 
 
 def _size(measured: Gap, gaps: list[float]) -> str:
