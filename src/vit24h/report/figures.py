@@ -113,12 +113,13 @@ def gaps(groups: Sequence[Comparison]) -> PrintFigure:
         height = 0.55 + 0.36 * len(verdicts.CLAIMS)
         figure, panels = _panels(groups, height=height, paper=not _on_imagenet(groups), top=0.45)
         for axes, group in zip(panels, groups, strict=False):
+            aside = _BESIDE if group.on_imagenet else 0.0
             if group.on_imagenet:
-                _draw_published_gaps(axes)
-            _draw_gaps(axes, group)
+                _draw_published_gaps(axes, -aside)
+            _draw_gaps(axes, group, aside)
             _finish_gaps(axes)
         if len(panels) > len(groups):
-            _draw_published_gaps(panels[-1])
+            _draw_published_gaps(panels[-1], 0.0)
             _finish_gaps(panels[-1])
         _legend_on_top(figure, panels, columns=2)
     return figure
@@ -526,21 +527,12 @@ _HOLLOW = {"linestyle": (0, (1, 1.2)), "linewidth": 0.9, "markerfacecolor": "whi
 # Claims
 
 
-def _draw_gaps(axes: Axes, group: Comparison) -> None:
-    """The gaps of these records."""
-    aside = 0.16 if group.on_imagenet else 0.0  # beside the published ones, where these share the axes
+def _draw_gaps(axes: Axes, group: Comparison, aside: float) -> None:
+    """The gaps of these records, `aside` above their claim's place."""
     for place, claim in enumerate(reversed(verdicts.CLAIMS)):
         measured = verdicts.gap(group, claim)
         if measured is None:
-            axes.annotate(
-                "no finished record of both",
-                (0, place + aside),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=6,
-                color=style.FAINT,
-            )
+            _note_at_zero(axes, place + aside, "no finished record of both")
             continue
         single = math.isnan(measured.half_width)
         axes.errorbar(
@@ -556,13 +548,15 @@ def _draw_gaps(axes: Axes, group: Comparison) -> None:
         )
 
 
-def _draw_published_gaps(axes: Axes) -> None:
+def _draw_published_gaps(axes: Axes, aside: float) -> None:
     for place, claim in enumerate(reversed(verdicts.CLAIMS)):
+        if not published_gaps(claim.better, claim.worse):
+            _note_at_zero(axes, place + aside, "not published")
         plots = "" if in_one_plot(claim.better, claim.worse) else " in different plots"
         for points in published_gaps(claim.better, claim.worse):
             axes.errorbar(
                 points,
-                place - 0.16,
+                place + aside,
                 xerr=math.sqrt(2) * READING_ERROR_TOP1,
                 fmt="^" if plots else "D",
                 color=style.FAINT,
@@ -574,6 +568,11 @@ def _draw_published_gaps(axes: Axes) -> None:
             )
 
 
+def _note_at_zero(axes: Axes, place: float, text: str) -> None:
+    where = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(text, (0, place), fontsize=6, color=style.FAINT, **where)
+
+
 def _finish_gaps(axes: Axes) -> None:
     claims = list(reversed(verdicts.CLAIMS))
     axes.axvline(0, color=style.INK, linewidth=0.8)
@@ -582,6 +581,9 @@ def _finish_gaps(axes: Axes) -> None:
     axes.grid(axis="x")
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("Difference of final top-1 (points)")
+
+
+_BESIDE = 0.16  # of a place: ours above, the published below, where they share the axes
 
 
 def _claim_label(claim: verdicts.Claim) -> str:
