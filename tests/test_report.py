@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -274,7 +275,7 @@ def test_a_gap_is_split_into_what_an_epoch_teaches_and_how_many_there_were(tmp_p
     (block,) = tables.gap_sources([group]).blocks
     (row,) = block.rows  # of the claims, the one whose two arms are here
     assert row[0] == "Locality − Baseline"
-    assert row[1] == verdicts.gap_text(verdicts.gap(group, verdicts.CLAIMS[0]))
+    assert row[2] == verdicts.gap_text(verdicts.gap(group, verdicts.CLAIMS[0]))
     locality, baseline = (group.find(arm).runs for arm in ("locality", "baseline"))
     # The last epoch that all four runs ended; the evaluation after it has its number.
     last = min(run.rows_of("epoch")[-1]["epoch"] for run in (*locality, *baseline))
@@ -282,11 +283,49 @@ def test_a_gap_is_split_into_what_an_epoch_teaches_and_how_many_there_were(tmp_p
         statistics.fmean(next(row["top1"] for row in run.rows_of("eval") if row["epoch"] == last) for run in runs)
         for runs in (locality, baseline)
     ]
-    assert row[2] == f"{units.signed(at_last[0] - at_last[1])} after epoch {last}"
+    assert row[3] == f"{units.signed(at_last[0] - at_last[1])} after epoch {last}"
     epochs = [statistics.fmean(run.result["epochs"] for run in runs) for runs in (locality, baseline)]
-    assert row[3] == f"{epochs[0]:.1f} / {epochs[1]:.1f}"
+    assert row[4] == f"{epochs[0]:.1f} / {epochs[1]:.1f}"
     assert epochs[0] < epochs[1]  # its steps take longer, and their time is the same
     assert any("How even the machine was" in note for note in block.notes)
+
+
+@pytest.mark.parametrize(
+    ("points", "half_width", "at_equal", "epochs_ratio", "source"),
+    [
+        (2.0, 1.0, 1.0, 0.9, "more from each epoch"),
+        (2.0, 1.0, 1.0, 1.5, "more from each epoch, and more of them"),
+        (2.0, 1.0, -1.0, 2.0, "more epochs in its time"),
+        (-2.0, 1.0, 1.0, 0.8, "fewer epochs in its time"),
+        (-2.0, 1.0, -1.0, 1.05, "less from each epoch"),
+        (-2.0, 1.0, -1.0, 0.5, "less from each epoch, and fewer of them"),
+        (2.0, 3.0, 1.0, 1.0, "more from each epoch; may be chance"),
+        (2.0, math.nan, 1.0, 1.0, "more from each epoch; may be chance"),
+        (2.0, 1.0, math.nan, 1.0, "–"),
+    ],
+)
+def test_a_gap_is_told_by_where_it_comes_from(points, half_width, at_equal, epochs_ratio, source):
+    assert verdicts.source_of_gap(verdicts.Gap(points, half_width, (2, 2)), at_equal, epochs_ratio) == source
+
+
+def test_the_order_of_the_arms_is_told_beside_the_papers(tmp_path):
+    def told(folder):
+        return tables.order_in_words(groups_of(folder))
+
+    write_suite(tmp_path / "runs" / "mini", PAPER_ARMS | {"localvit": {}}, seeds=2)
+    text = told(tmp_path / "runs" / "mini")
+    means = {record.arm.label: record.top1.mean for record in only_group(tmp_path / "runs" / "mini").arms}
+    shown = re.findall(r"(\w+) ([\d.]+)(?: >| \()", text)
+    assert [float(number) for _, number in shown] == sorted((round(mean, 1) for mean in means.values()), reverse=True)
+    assert {label for label, _ in shown} == set(means)
+    assert "(2 seeds)" in text
+    assert ("here Baseline above Locality" in text) == (means["Baseline"] > means["Locality"])
+    assert "steps from one arm to the next" in text
+    write_suite(tmp_path / "one", {"baseline": {}, "combined": {}})
+    assert "That is the paper's order, Combined > Baseline. One seed has no spread" in told(tmp_path / "one")
+    write_run(tmp_path / "alone", "baseline")
+    assert "no order yet" in told(tmp_path / "alone")
+    assert "./run_all.sh --quick" in tables.order_in_words([])
 
 
 def test_the_loss_of_a_last_epoch_of_a_few_images_is_not_taken_for_the_loss(tmp_path):
@@ -337,7 +376,7 @@ def test_tables_are_put_between_their_marks_and_nothing_else_changes(tmp_path):
     [
         ("nothing\n", "no place for runs/mini, but for none at all"),
         (README.replace("runs/mini", "runs/this"), "but for runs/this, runs/other"),
-        (README.replace("mini: results", "mini: verdict"), "no such part; there are results, gaps"),
+        (README.replace("mini: results", "mini: verdict"), "no such part; there are results, order, gaps"),
         (README.replace("<!-- end runs/mini: results -->", ""), "without <!-- end runs/mini: results --> after it"),
     ],
 )

@@ -12,14 +12,17 @@ with the suite's name and one of PARTS. Must not know: figures, notebooks.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
 from vit24h.errors import UserError
 from vit24h.report import tables
+from vit24h.report.comparison import Comparison
 from vit24h.report.source import Suite
 
-PARTS = {
-    "results": tables.main_columns,
-    "gaps": tables.gap_sources,
+PARTS: dict[str, Callable[[Sequence[Comparison]], str]] = {
+    "results": lambda groups: tables.main_columns(groups).to_markdown(),
+    "order": tables.order_in_words,
+    "gaps": lambda groups: tables.gap_sources(groups).to_markdown(),
 }
 
 
@@ -46,7 +49,7 @@ def embedded(text: str, suite: Suite) -> str:
         _, found_end, tail = rest.partition(end + "\n")
         if not found_end:
             raise UserError(f"{begin}: without {end} after it, on a line of its own")
-        text = f"{head}{begin}\n\n{PARTS[part](suite.comparisons).to_markdown()}\n{end}\n{tail}"
+        text = f"{head}{begin}\n\n{PARTS[part](suite.comparisons)}\n{end}\n{tail}"
     return text
 
 

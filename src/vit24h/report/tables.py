@@ -232,6 +232,7 @@ def gap_sources(groups: Sequence[Comparison]) -> Table:
     """Claim by claim: is a gap there at equal epochs already, or does one arm just see more images in its time?"""
     columns = (
         "Gap",
+        "Comes from",
         "Points at the end",
         "Points at equal epochs",
         "Epochs",
@@ -249,7 +250,16 @@ def gap_sources(groups: Sequence[Comparison]) -> Table:
         "evaluated; those of a curriculum are on small images. Training loss: of the last half epoch or more, on "
         "augmented images.",
     )
-    return Table(columns, tuple(blocks), notes if blocks else ())
+    return Table(columns, tuple(blocks), notes if blocks else (), text_columns=2)
+
+
+def order_in_words(groups: Sequence[Comparison]) -> str:
+    """In Markdown: how the arms come out, whether it is the paper's order, and how much of that is known."""
+    texts = []
+    for group in groups:
+        texts += [f"**{_heading(group)}**"] if len(groups) > 1 else []
+        texts.append(" ".join(verdicts.order_in_words(group, _digits(group))))
+    return "\n\n".join(texts or [NO_RECORDS]) + "\n"
 
 
 def main_columns(groups: Sequence[Comparison]) -> Table:
@@ -283,15 +293,22 @@ def _gap_source_row(group: Comparison, claim: verdicts.Claim) -> tuple[str, ...]
     pair = [record for name in (claim.better, claim.worse) if (record := group.find(name))]
     better, worse = (learning.top1_by_epoch(record.finished) for record in pair)
     both = max(better.keys() & worse.keys(), default=None)
+    at_equal = math.nan if both is None else better[both] - worse[both]
+    epochs = [record.spread(_epochs).mean for record in pair]
     return (
         f"{pair[0].arm.label} − {pair[1].arm.label}",
+        verdicts.source_of_gap(measured, at_equal, epochs[0] / epochs[1] if epochs[1] else math.nan),
         verdicts.gap_text(measured),
-        units.MISSING if both is None else f"{units.signed(better[both] - worse[both])} after epoch {both}",
-        _of_both(pair, lambda run: latest(run).epochs, "{:.1f}"),
+        units.MISSING if both is None else f"{units.signed(at_equal)} after epoch {both}",
+        _of_both(pair, _epochs, "{:.1f}"),
         _of_both(pair, learning.pace_at_full_size, "{:,.0f}"),
         _of_both(pair, learning.train_loss, "{:.3f}"),
         _of_both(pair, lambda run: run.result.get("val_loss"), "{:.3f}"),
     )
+
+
+def _epochs(run: Run) -> float | None:
+    return latest(run).epochs
 
 
 def _of_both(pair: Sequence[ArmRecord], quantity: Callable[[Run], float | None], form: str) -> str:
