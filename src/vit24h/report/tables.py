@@ -229,7 +229,7 @@ def published_numbers(groups: Sequence[Comparison]) -> Table:
 
 
 def gap_sources(groups: Sequence[Comparison]) -> Table:
-    """Claim by claim: is a gap there at equal epochs already, or does one arm just see more images in its time?"""
+    """Pair by pair: is a gap there at equal epochs already, or does one arm just see more images in its time?"""
     columns = (
         "Gap",
         "Comes from",
@@ -242,7 +242,7 @@ def gap_sources(groups: Sequence[Comparison]) -> Table:
     )
     blocks = []
     for group in groups:
-        rows = tuple(row for claim in verdicts.CLAIMS if (row := _gap_source_row(group, claim)))
+        rows = tuple(row for claim in verdicts.PAIRS if (row := _gap_source_row(group, claim)))
         nothing = () if rows else ("No two arms of a claim have finished.",)
         blocks.append(Block(_heading(group), rows, (*_mark_note(group), *nothing, *_pace_note(group))))
     notes = (
