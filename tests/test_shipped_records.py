@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 
 import pytest
+from matplotlib.text import Text
 
 from vit24h import paths
 from vit24h.records import load_run
 from vit24h.records.export import RECORD_FILES, paths_in
 from vit24h.records.rules import MAY_BE_UNCHECKED
 from vit24h.records.verify import find_records, verify
-from vit24h.report import read_suite
+from vit24h.report import figures, read_suite
 from vit24h.report.embed import embedded
+from vit24h.report.page import CAPTIONS
 
 MINI = paths.results() / "mini"
 ARMS = {"baseline", "locality", "curriculum", "combined", "localvit"}
@@ -49,6 +51,17 @@ def test_each_is_the_record_that_its_run_wrote(runs):
         found = verify(run.path)
         assert {finding.rule for finding in found.broken} == OF_ITS_SCALE, run.path
         assert {finding.rule for finding in found.findings if finding.verdict == "not checkable"} <= MAY_BE_UNCHECKED
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_every_figure_of_them_names_profile_and_machine_and_what_they_are_not(runs, name):
+    (group,) = read_suite(MINI).comparisons
+    figure = getattr(figures, name)([group])
+    text = " ".join(found.get_text().replace("\N{NO-BREAK SPACE}", " ") for found in figure.findobj(Text))
+    assert f"profile mini · {group.machine}" in text
+    assert group.machine != "machine not recorded"
+    assert "outside the benchmark" in text
+    assert f"{len({run.seed for run in runs})} seeds" in text
 
 
 def test_they_are_text_alone_and_small_and_hold_no_path(runs):

@@ -228,6 +228,8 @@ def test_a_second_suite_on_the_same_folder_names_the_first(vit24h):
         (["train", "paper/combined", "--profile", "full"], "give the folder that has train/ and val/ with --data DIR"),
         (["evaluate", "nowhere"], "nowhere/config.yaml: cannot be read"),
         (["report", "nowhere"], "nowhere: no such folder"),
+        (["report", ".", "--embed", "nowhere.md"], "--embed nowhere.md: cannot be read and written"),
+        (["export", "nowhere", "elsewhere"], "nowhere: no such folder"),
         (["status", "nowhere"], "nowhere: no suite has been started there"),
     ],
 )
@@ -247,7 +249,7 @@ def test_an_unwritable_place_for_runs_is_named(vit24h, tmp_path):
     assert "VIT24H_RUNS" in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["suite"], ["evaluate"], ["report"], ["status"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["suite"], ["evaluate"], ["report"], ["status"], ["export"]])
 def test_every_command_explains_itself_with_an_example(vit24h, command):
     done = vit24h(*command, "--help")
     assert done.returncode == 0
