@@ -480,7 +480,8 @@ def _draw_throughput(axes: Axes, group: Comparison) -> None:
         alone = [timing.mean_over([time.images_per_s_without_waiting for time in by_size[size]]) for size in sizes]
         look = {"color": record.arm.colour, "marker": record.arm.marker, "linestyle": "-" if record.finished else "--"}
         # Arms share sizes: each is drawn a few points beside the other, so that none hides another.
-        aside = ScaledTranslation(_aside(place, len(records), 4, 14) / 72, 0, axes.get_figure().dpi_scale_trans)
+        aside = ScaledTranslation(_aside(place, len(records), 5, 18) / 72, 0, axes.get_figure().dpi_scale_trans)
+        look["zorder"] = 2 + 1 / len(sizes)  # one size is one marker: no line may hide it
         axes.plot(sizes, alone, transform=axes.transData + aside, **(look | _HOLLOW))
         axes.plot(sizes, real, transform=axes.transData + aside, **look)
         labels.append((real[-1], record.arm.label if record.finished else f"{record.arm.label} so far", look))
