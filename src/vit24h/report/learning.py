@@ -1,13 +1,12 @@
-"""How a run learned: accuracy by epoch, loss, and its pace at the full image size. Must not know: figures, tables."""
+"""How a run learned: accuracy by epoch, and its pace at the full image size. Must not know: figures, tables."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from statistics import fmean
 
 from vit24h.records import Run
-from vit24h.report.timing import samples_per_epoch, time_by_size
+from vit24h.report.timing import time_by_size
 
 
 def top1_by_epoch(runs: Sequence[Run]) -> dict[int, float]:
@@ -19,18 +18,6 @@ def top1_by_epoch(runs: Sequence[Run]) -> dict[int, float]:
     ]
     shared = set.intersection(*(set(one) for one in by_epoch)) if by_epoch else set()
     return {epoch: fmean(one[epoch] for one in by_epoch) for epoch in sorted(shared)}
-
-
-def train_loss(run: Run) -> float | None:
-    """Mean loss over the last images trained on, half an epoch or more: the budget cuts the last epoch short."""
-    enough = (samples_per_epoch(run) or 0) / 2
-    images, total = 0, 0.0
-    for row in reversed(run.rows_of("epoch")):
-        if images >= enough > 0:
-            break
-        images += row.get("images", 0)
-        total += row.get("images", 0) * row.get("train_loss", math.nan)
-    return total / images if images else None
 
 
 def pace_at_full_size(run: Run) -> float | None:

@@ -17,7 +17,7 @@ from vit24h.records import Run
 from vit24h.report import learning, timing, units, verdicts
 from vit24h.report.comparison import ArmRecord, Comparison, Spread, comparisons
 from vit24h.report.latest import Latest, latest, status
-from vit24h.report.paper import published
+from vit24h.report.paper import published, published_epochs
 from vit24h.report.source import NO_RECORDS
 from vit24h.report.standing import breaches, mark
 
@@ -236,8 +236,8 @@ def gap_sources(groups: Sequence[Comparison]) -> Table:
         "Points at the end",
         "Points at equal epochs",
         "Epochs",
+        "Epochs in the paper",
         "Images/s at full size",
-        "Training loss",
         "Validation loss",
     )
     blocks = []
@@ -247,8 +247,7 @@ def gap_sources(groups: Sequence[Comparison]) -> Table:
         blocks.append(Block(_heading(group), rows, (*_mark_note(group), *nothing, *_pace_note(group))))
     notes = (
         "Means over finished seeds, first arm / second arm. Equal epochs: after the last epoch that every seed of both "
-        "evaluated; those of a curriculum are on small images. Training loss: of the last half epoch or more, on "
-        "augmented images.",
+        "evaluated; those of a curriculum are on small images. Losses are of the last weights.",
     )
     return Table(columns, tuple(blocks), notes if blocks else (), text_columns=2)
 
@@ -301,8 +300,8 @@ def _gap_source_row(group: Comparison, claim: verdicts.Claim) -> tuple[str, ...]
         verdicts.gap_text(measured),
         units.MISSING if both is None else f"{units.signed(at_equal)} after epoch {both}",
         _of_both(pair, _epochs, "{:.1f}"),
+        " / ".join(str(published_epochs(record.arm.name) or units.MISSING) for record in pair),
         _of_both(pair, learning.pace_at_full_size, "{:,.0f}"),
-        _of_both(pair, learning.train_loss, "{:.3f}"),
         _of_both(pair, lambda run: run.result.get("val_loss"), "{:.3f}"),
     )
 
