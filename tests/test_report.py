@@ -329,6 +329,15 @@ def test_the_order_of_the_arms_is_told_beside_the_papers(tmp_path):
     assert "./run_all.sh --quick" in tables.order_in_words([])
 
 
+def test_equal_epochs_are_told_not_to_be_equal_learning_rates(tmp_path):
+    own = {"optimizer": {"schedule_epochs": None}}
+    write_suite(tmp_path / "own", {"baseline": {}, "locality": {}}, changes=own)
+    write_suite(tmp_path / "common", {"baseline": {}, "locality": {}})
+    told = "Learning rates end with the budget"
+    assert told in tables.gap_sources(groups_of(tmp_path / "own")).to_text()
+    assert told not in tables.gap_sources(groups_of(tmp_path / "common")).to_text()
+
+
 def test_gaps_of_arms_that_have_not_finished_come_from_nowhere(tmp_path):
     write_run(tmp_path / "mini", "baseline")
     write_run(tmp_path / "mini", "locality", state="unfinished", done=0.4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from statistics import fmean
 
 import pytest
 from matplotlib.text import Text
@@ -14,7 +15,9 @@ from vit24h.records.rules import MAY_BE_UNCHECKED
 from vit24h.records.verify import find_records, verify
 from vit24h.report import figures, read_suite
 from vit24h.report.embed import embedded
+from vit24h.report.learning import epoch_paces_at_full_size, pace_at_full_size, top1_by_epoch
 from vit24h.report.page import CAPTIONS
+from vit24h.report.paper import published_epochs
 
 MINI = paths.results() / "mini"
 ARMS = {"baseline", "locality", "curriculum", "combined", "localvit"}
@@ -79,6 +82,34 @@ def test_the_committed_records_make_the_committed_tables():
     assert readme.read_text() == embedded(readme.read_text(), read_suite(MINI)), (
         "made anew by: vit24h report results/mini --embed README.md"
     )
+
+
+def test_what_the_readme_says_of_the_gaps_is_so(runs):
+    def mean(arm, quantity):
+        return fmean(quantity(run) for run in runs if run.arm == arm)
+
+    def top1(arm):
+        return mean(arm, lambda run: run.result["top1"])
+
+    def epochs(arm):
+        return mean(arm, lambda run: run.result["epochs"])
+
+    def at_equal_epochs(one, other):
+        learned = [top1_by_epoch([run for run in runs if run.arm == arm]) for arm in (one, other)]
+        last = max(learned[0].keys() & learned[1].keys())
+        return learned[0][last] - learned[1][last]
+
+    for curriculum, without in (("curriculum", "baseline"), ("combined", "locality")):
+        assert top1(curriculum) > top1(without)
+        assert epochs(curriculum) > epochs(without)
+        assert at_equal_epochs(curriculum, without) < 0
+    assert top1("localvit") > top1("baseline")
+    assert epochs("localvit") / epochs("baseline") > 1.2 * published_epochs("localvit") / published_epochs("baseline")
+    for other in ARMS - {"localvit"}:
+        assert at_equal_epochs("localvit", other) > 0
+    paces = [pace for run in runs if run.arm == "locality" for pace in epoch_paces_at_full_size(run)]
+    cost = mean("baseline", pace_at_full_size) / mean("locality", pace_at_full_size)
+    assert abs(cost - 1) < max(paces) / min(paces) - 1
 
 
 def test_the_readme_names_the_budget_and_the_seeds_of_the_records(runs):

@@ -244,7 +244,8 @@ def gap_sources(groups: Sequence[Comparison]) -> Table:
     for group in groups:
         rows = tuple(row for claim in verdicts.PAIRS if (row := _gap_source_row(group, claim)))
         nothing = () if rows else ("No two arms of a claim have finished.",)
-        blocks.append(Block(_heading(group), rows, (*_mark_note(group), *nothing, *_pace_note(group))))
+        notes = (*_mark_note(group), *nothing, *_schedule_note(group), *_pace_note(group))
+        blocks.append(Block(_heading(group), rows, notes))
     notes = (
         "Means over finished seeds, first arm / second arm. Equal epochs: after the last epoch that every seed of both "
         "evaluated; those of a curriculum are on small images. Losses are of the last weights.",
@@ -313,6 +314,12 @@ def _epochs(run: Run) -> float | None:
 def _of_both(pair: Sequence[ArmRecord], quantity: Callable[[Run], float | None], form: str) -> str:
     means = (record.spread(quantity).mean for record in pair)
     return " / ".join(units.MISSING if math.isnan(mean) else form.format(mean) for mean in means)
+
+
+def _schedule_note(group: Comparison) -> tuple[str, ...]:
+    if any((run.config.get("optimizer") or {}).get("schedule_epochs") for run in group.runs):
+        return ()
+    return ("Learning rates end with the budget: at equal epochs, the arm with fewer of them is further down its own.",)
 
 
 def _pace_note(group: Comparison) -> tuple[str, ...]:
