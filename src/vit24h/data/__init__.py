@@ -4,7 +4,7 @@ Must not know: models, the clock, what an epoch means to training.
 """
 
 from vit24h.data.augment import Draws, EvalTransform, Operation, TrainTransform
-from vit24h.data.device import DeviceAugment
+from vit24h.data.device import DeviceAugment, DeviceCopy
 from vit24h.data.index import Dataset, FolderIndex, ImageSource, open_dataset
 from vit24h.data.loader import (
     Batch,
@@ -24,6 +24,7 @@ __all__ = [
     "Dataset",
     "DatasetGoneError",
     "DeviceAugment",
+    "DeviceCopy",
     "Draws",
     "EpochOrder",
     "EvalLoader",

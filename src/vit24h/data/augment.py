@@ -217,6 +217,26 @@ def apply_operation(image: Image.Image, operation: Operation, fill: tuple[int, .
 # METHOD.md's recipe, which are not the ranges of torchvision's RandAugment.
 
 
+def kept_bits(strength: float) -> int:
+    """Of posterize: 0 to 4."""
+    return 4 - int(abs(strength) * 4)
+
+
+def solarize_threshold(strength: float) -> int:
+    """Levels from it on, 0 to 256, are inverted."""
+    return 256 - int(abs(strength) * 256)
+
+
+def solarize_added(strength: float) -> int:
+    """What is added to levels below 128."""
+    return min(128, int(abs(strength) * 110))
+
+
+def enhancement(strength: float) -> float:
+    """Factor around 1, which changes nothing: 0.1 to 1.9."""
+    return max(0.1, 1.0 + 0.9 * strength)
+
+
 def _autocontrast(image: Image.Image, _strength: float, _fill: tuple[int, ...]) -> Image.Image:
     return F.autocontrast(image)
 
@@ -230,39 +250,34 @@ def _invert(image: Image.Image, _strength: float, _fill: tuple[int, ...]) -> Ima
 
 
 def _posterize(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    bits = 4 - int(abs(strength) * 4)
+    bits = kept_bits(strength)
     # At full strength no bit is kept, and the picture is black. Pillow and torchvision refuse to keep none.
     return F.posterize(image, bits) if bits else Image.new("RGB", image.size)
 
 
 def _solarize(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.solarize(image, 256 - int(abs(strength) * 256))
+    return F.solarize(image, solarize_threshold(strength))
 
 
 def _solarize_add(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    added = min(128, int(abs(strength) * 110))
+    added = solarize_added(strength)
     return image.point([value + added if value < 128 else value for value in range(256)] * 3)
 
 
 def _color(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_saturation(image, _enhancement(strength))
+    return F.adjust_saturation(image, enhancement(strength))
 
 
 def _contrast(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_contrast(image, _enhancement(strength))
+    return F.adjust_contrast(image, enhancement(strength))
 
 
 def _brightness(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_brightness(image, _enhancement(strength))
+    return F.adjust_brightness(image, enhancement(strength))
 
 
 def _sharpness(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_sharpness(image, _enhancement(strength))
-
-
-def _enhancement(strength: float) -> float:
-    """Factor around 1, which changes nothing: 0.1 to 1.9."""
-    return max(0.1, 1.0 + 0.9 * strength)
+    return F.adjust_sharpness(image, enhancement(strength))
 
 
 def _rotate(image: Image.Image, strength: float, fill: tuple[int, ...]) -> Image.Image:

@@ -93,9 +93,14 @@ class Batch:
         """The same batch in page-locked memory, from which a copy to the GPU can overlap the step."""
         return self._with_tensors(torch.Tensor.pin_memory)
 
+    def tensors(self) -> list[torch.Tensor]:
+        return list(self._tensors().values())
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if torch.is_tensor(getattr(self, f.name))}
+
     def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if torch.is_tensor(getattr(self, f.name))}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        return replace(self, **{name: change(tensor) for name, tensor in self._tensors().items()})
 
 
 class TrainLoader:
