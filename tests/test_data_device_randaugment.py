@@ -23,10 +23,10 @@ def drawn(*operations: Operation, flip: bool = False) -> Draws:
 
 
 def on_cpu(image: Image.Image, draws: Draws) -> np.ndarray:
-    image = Image.fromarray(np.asarray(image)[:, ::-1]) if draws.flip else image
+    pixels = np.asarray(image)[:, ::-1] if draws.flip else np.asarray(image)
     for operation in draws.operations:
-        image = apply_operation(image, operation, FILL)
-    return np.asarray(image, int)
+        pixels = apply_operation(pixels, operation, FILL)
+    return pixels.astype(int)
 
 
 def test_every_operation_is_there():

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as torch_functional
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -98,11 +98,8 @@ class TrainTransform:
             return crop
         if draws.flip:
             crop = crop[:, ::-1]
-        if draws.operations:
-            image = Image.fromarray(crop)
-            for operation in draws.operations:
-                image = apply_operation(image, operation, self._fill)
-            crop = np.asarray(image)
+        for operation in draws.operations:
+            crop = apply_operation(crop, operation, self._fill)
         return crop
 
 
@@ -206,19 +203,19 @@ def draw_operations(augmentation: AugmentationConfig, rng: np.random.Generator) 
     return operations
 
 
-def apply_operation(image: Image.Image, operation: Operation, fill: tuple[int, ...]) -> Image.Image:
-    """An RGB picture after one operation, the same size; `fill` is the colour (0 to 255) of what moves in."""
-    return OPERATIONS[operation.name](image, operation.strength, fill)
+def apply_operation(pixels: np.ndarray, operation: Operation, fill: tuple[int, ...]) -> np.ndarray:
+    """A picture after one operation: uint8 (H, W, 3), a new array; `fill` is the colour (0 to 255) of what moves in."""
+    return OPERATIONS[operation.name](pixels, operation.strength, fill)
 
 
-# -- the operations: (picture, strength from -1 to 1, fill) -> picture ------------------------------------------------
+# -- how strong an operation is, from its strength, -1 to 1 -----------------------------------------------------------
 #
 # "Increasing" is RandAugment's variant in which a larger magnitude always means a larger change. Ranges are those of
 # METHOD.md's recipe, which are not the ranges of torchvision's RandAugment.
 
 
 def kept_bits(strength: float) -> int:
-    """Of posterize: 0 to 4."""
+    """Of posterize: 0 to 4. At full strength no bit is kept and the picture is black, which Pillow refuses to draw."""
     return 4 - int(abs(strength) * 4)
 
 
@@ -237,70 +234,100 @@ def enhancement(strength: float) -> float:
     return max(0.1, 1.0 + 0.9 * strength)
 
 
-def _autocontrast(image: Image.Image, _strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.autocontrast(image)
+# -- the operations: (pixels, strength from -1 to 1, fill) -> pixels --------------------------------------------------
+#
+# Arithmetic on levels in numpy, which costs no conversion; what needs neighbours or luma in Pillow, which does it well.
 
 
-def _equalize(image: Image.Image, _strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.equalize(image)
+def _autocontrast(pixels: np.ndarray, _strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    levels, tables = np.arange(256), []
+    for low, high in image.getextrema():
+        scale = 255 / (high - low) if high > low else 1.0
+        offset = -low * scale if high > low else 0.0
+        tables.append(np.clip(np.trunc(levels * scale + offset), 0, 255))
+    return _through_tables(image, tables)
 
 
-def _invert(image: Image.Image, _strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.invert(image)
+def _equalize(pixels: np.ndarray, _strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    tables = []
+    for counts in np.array(image.histogram()).reshape(3, 256):
+        step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
+        below = np.cumsum(counts) - counts
+        tables.append(np.minimum((below + step // 2) // step, 255) if step else np.arange(256))
+    return _through_tables(image, tables)
 
 
-def _posterize(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    bits = kept_bits(strength)
-    # At full strength no bit is kept, and the picture is black. Pillow and torchvision refuse to keep none.
-    return F.posterize(image, bits) if bits else Image.new("RGB", image.size)
+def _through_tables(image: Image.Image, tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Each channel's levels replaced from its table of 256."""
+    return np.asarray(image.point(np.concatenate(tables).astype(int).tolist()))
 
 
-def _solarize(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.solarize(image, solarize_threshold(strength))
+def _invert(pixels: np.ndarray, _strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    return ~pixels
 
 
-def _solarize_add(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    added = solarize_added(strength)
-    return image.point([value + added if value < 128 else value for value in range(256)] * 3)
+def _posterize(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    return pixels & np.uint8(0xFF << (8 - kept_bits(strength)) & 0xFF)
 
 
-def _color(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_saturation(image, enhancement(strength))
+def _solarize(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    levels = np.arange(256, dtype=np.uint8)
+    return np.where(levels < solarize_threshold(strength), levels, ~levels)[pixels]
 
 
-def _contrast(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_contrast(image, enhancement(strength))
+def _solarize_add(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    levels = np.arange(256, dtype=np.uint8)
+    return np.where(levels < 128, levels + np.uint8(solarize_added(strength)), levels)[pixels]
 
 
-def _brightness(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_brightness(image, enhancement(strength))
+def _brightness(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    return _blend_with_grey(pixels, 0, strength)
 
 
-def _sharpness(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_sharpness(image, enhancement(strength))
+def _contrast(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    mean = np.asarray(Image.fromarray(pixels).convert("L")).mean()
+    return _blend_with_grey(pixels, int(mean + 0.5), strength)
 
 
-def _rotate(image: Image.Image, strength: float, fill: tuple[int, ...]) -> Image.Image:
-    return F.rotate(image, 30.0 * strength, interpolation=InterpolationMode.BICUBIC, fill=list(fill))
+def _blend_with_grey(pixels: np.ndarray, grey: int, strength: float) -> np.ndarray:
+    """From one grey to the picture and, where the factor is above 1, beyond; in single precision, as Pillow does."""
+    levels = np.arange(256, dtype=np.float32)
+    blended = np.float32(grey) + np.float32(enhancement(strength)) * (levels - np.float32(grey))
+    return np.clip(blended, 0, 255).astype(np.uint8)[pixels]
 
 
-def _shear_x(image: Image.Image, strength: float, fill: tuple[int, ...]) -> Image.Image:
-    return Image.fromarray(shear_x(np.asarray(image), 0.3 * strength, fill))
+def _color(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(ImageEnhance.Color(Image.fromarray(pixels)).enhance(enhancement(strength)))
 
 
-def _shear_y(image: Image.Image, strength: float, fill: tuple[int, ...]) -> Image.Image:
-    return Image.fromarray(shear_y(np.asarray(image), 0.3 * strength, fill))
+def _sharpness(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(ImageEnhance.Sharpness(Image.fromarray(pixels)).enhance(enhancement(strength)))
 
 
-def _translate_x(image: Image.Image, strength: float, fill: tuple[int, ...]) -> Image.Image:
-    return Image.fromarray(translate_x(np.asarray(image), 0.45 * strength * image.width, fill))
+def _rotate(pixels: np.ndarray, strength: float, fill: tuple[int, ...]) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    return np.asarray(image.rotate(30.0 * strength, resample=Image.Resampling.BICUBIC, fillcolor=fill))
 
 
-def _translate_y(image: Image.Image, strength: float, fill: tuple[int, ...]) -> Image.Image:
-    return Image.fromarray(translate_y(np.asarray(image), 0.45 * strength * image.height, fill))
+def _shear_x(pixels: np.ndarray, strength: float, fill: tuple[int, ...]) -> np.ndarray:
+    return shear_x(pixels, 0.3 * strength, fill)
 
 
-OPERATIONS: dict[str, Callable[[Image.Image, float, tuple[int, ...]], Image.Image]] = {
+def _shear_y(pixels: np.ndarray, strength: float, fill: tuple[int, ...]) -> np.ndarray:
+    return shear_y(pixels, 0.3 * strength, fill)
+
+
+def _translate_x(pixels: np.ndarray, strength: float, fill: tuple[int, ...]) -> np.ndarray:
+    return translate_x(pixels, 0.45 * strength * pixels.shape[1], fill)
+
+
+def _translate_y(pixels: np.ndarray, strength: float, fill: tuple[int, ...]) -> np.ndarray:
+    return translate_y(pixels, 0.45 * strength * pixels.shape[0], fill)
+
+
+OPERATIONS: dict[str, Callable[[np.ndarray, float, tuple[int, ...]], np.ndarray]] = {
     "AutoContrast": _autocontrast,
     "Equalize": _equalize,
     "Invert": _invert,

@@ -73,7 +73,7 @@ class DeviceAugment:
             mean, std = torch.tensor([self._mean, self._std], device=images.device).view(2, 1, 3, 1, 1) * 255
             self._constants[images.device] = mean, std
         mean, std = self._constants[images.device]
-        return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
+        return images.contiguous().to(torch.float32).sub_(mean).div_(std)
 
     def _noise(self, device: torch.device, batch: Batch) -> torch.Generator:
         seed = generator(Stream.ERASING_NOISE, self._seed, batch.epoch, batch.position).integers(2**63)
