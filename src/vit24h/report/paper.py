@@ -12,6 +12,7 @@ from functools import cache
 from statistics import median
 
 from vit24h import paths
+from vit24h.config import load_config
 from vit24h.errors import UserError
 from vit24h.report.arms import arm
 
@@ -77,6 +78,12 @@ def published(arm_name: str, plot: str | None = None) -> list[PublishedCurve]:
         for curve in published_curves()
         if curve.series == arm(arm_name).published and (plot is None or curve.plot == plot)
     ]
+
+
+@cache
+def published_epochs(arm_name: str) -> int | None:
+    """Epochs that the arm had by the end of its published curve; None where it has none."""
+    return load_config(f"paper/{arm_name}", profile="paper-epochs").budget.epochs if published(arm_name) else None
 
 
 def published_gaps(better: str, worse: str) -> list[float]:
