@@ -24,7 +24,7 @@ from vit24h import doctor
 from vit24h.cli import main
 from vit24h.data import DamagedEntryError, FolderIndex, PackIndex, open_dataset, pack
 from vit24h.data.augment import EvalTransform
-from vit24h.data.decode import decode
+from vit24h.data.decode import decode, load_image
 from vit24h.data.pack import PackParameters
 from vit24h.data.packing import Packing, PackingStopped, stored_picture
 from vit24h.engine.train import train
@@ -155,8 +155,7 @@ def test_a_raw_pack_of_the_evaluations_size_gives_the_evaluations_own_pixels(ima
     pack_folder(images, tmp_path / "packs", RAW)
     folder, packs = open_dataset(images).val, open_dataset(tmp_path / "packs").val
     for i in range(len(folder)):
-        expected = transform(decode(folder.read(i)))
-        assert np.array_equal(transform(Image.fromarray(packs.read(i))), expected)
+        assert np.array_equal(transform(load_image(packs, i)), transform(load_image(folder, i)))
 
 
 # -- packs as datasets ------------------------------------------------------------------------------------------------
