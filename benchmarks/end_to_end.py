@@ -81,14 +81,15 @@ def measure(config: Config, dataset: Dataset, step: Callable, device: torch.devi
         return len(held.labels)
 
     def both() -> int:
-        nonlocal waited_s
+        nonlocal waited_s, spent_s
         begin = time.perf_counter()
         batch = next(loader)
         waited_s += time.perf_counter() - begin
         step(batch)
+        spent_s += time.perf_counter() - begin
         return len(batch.labels)
 
-    waited_s = 0.0
+    waited_s, spent_s = 0.0, 0.0
     try:
         held = next(loader)
         for _ in range(3):
@@ -112,7 +113,7 @@ def measure(config: Config, dataset: Dataset, step: Callable, device: torch.devi
         "images_per_s": together,
         "share": together / min(loader_rate, step_rate),
         "binds": "loader" if loader_rate < step_rate else "step",
-        "data_wait_share": waited_s / (2 * seconds),
+        "data_wait_share": waited_s / spent_s,
         "rounds": found,
     }
 
