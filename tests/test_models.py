@@ -15,7 +15,7 @@ from torchvision.ops import StochasticDepth
 from vit24h.config import ModelConfig
 from vit24h.errors import UserError
 from vit24h.models import build_model, count_macs, no_weight_decay
-from vit24h.models.locality import DepthwiseConv
+from vit24h.models.depthwise import convolve, convolve_shifted
 from vit24h.models.position import resample_positions
 
 DEIT_S = {
@@ -359,12 +359,12 @@ def test_one_hot_pixel_reaches_exactly_its_neighbours_on_the_grid(kind, hot):
     assert torch.equal(changed, expected)
 
 
-def test_the_kernels_upper_row_looks_at_the_row_above():
-    convolution = DepthwiseConv(2)
-    nn.init.zeros_(convolution.weight)
-    convolution.weight.data[:, :, 0, 2] = 1.0  # above, to the right
+@pytest.mark.parametrize("convolution", [convolve, convolve_shifted])
+def test_the_kernels_upper_row_looks_at_the_row_above(convolution):
+    weight = torch.zeros(2, 1, 3, 3)
+    weight[:, :, 0, 2] = 1.0  # above, to the right
     tokens = torch.arange(2.0 * 15).reshape(1, 15, 2)  # 3 × 5 patches
-    found = convolution(tokens, (3, 5)).unflatten(1, (3, 5))
+    found = convolution(tokens, weight, (3, 5)).unflatten(1, (3, 5))
     grid = tokens.unflatten(1, (3, 5))
     assert torch.equal(found[:, 1:, :4], grid[:, :2, 1:])
     assert not found[:, 0].any()

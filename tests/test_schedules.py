@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from vit24h.schedules import curriculum_sizes, growing_stages, image_size, learning_rate
+from vit24h.schedules import (
+    batch_factor,
+    batch_size_of_tokens,
+    curriculum_sizes,
+    growing_stages,
+    image_size,
+    learning_rate,
+)
 
 PUBLISHED = [  # (initial size, epochs per stage, size step), and the epoch at which each size begins
     ((32, 5, 32), {0: 32, 5: 64, 10: 96, 15: 128, 20: 160, 25: 192, 30: 224}),
@@ -70,3 +77,34 @@ def test_the_papers_learning_rate(epoch, expected):
 @pytest.mark.parametrize(("warmup", "factor"), [(0, 0), (0.25, 0.25), (1, 1), (7, 1)])
 def test_warm_up_is_linear_from_zero(warmup, factor):
     assert learning_rate(0.0, peak=2.0, minimum=0.0, warmup=warmup) == pytest.approx(2.0 * factor)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "expected"),  # at 16-pixel patches: 197 tokens at 224 px
+    [
+        (224, 64),
+        (192, 80),  # 64 × 197 / 145 = 86.9
+        (160, 120),  # / 101 = 124.8
+        (128, 192),  # / 65 = 193.9
+        (96, 336),  # / 37 = 340.7
+        (64, 736),  # / 17 = 741.6
+        (32, 2520),  # / 5 = 2521.6
+    ],
+)
+def test_batches_of_as_many_tokens(image_size, expected):
+    tokens = 1 + (image_size // 16) ** 2
+    assert batch_size_of_tokens(64, full_tokens=197, tokens=tokens, multiple=8) == expected
+    assert 0 <= 64 * 197 - expected * tokens < 8 * tokens or image_size == 224
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "multiple", "expected"), [(6, 8, 8), (5, 8, 5), (64, 24, 72), (1, 8, 1), (3, 3, 3)]
+)
+def test_a_batch_of_tokens_is_rounded_down_and_never_smaller(batch_size, multiple, expected):
+    assert batch_size_of_tokens(batch_size, full_tokens=197, tokens=145, multiple=multiple) == expected
+
+
+@pytest.mark.parametrize(("scaling", "expected"), [("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)])
+def test_the_learning_rate_of_a_batch_that_has_grown(scaling, expected):
+    assert batch_factor(256, 64, scaling) == expected
+    assert batch_factor(64, 64, scaling) == 1.0

@@ -163,6 +163,34 @@ def test_the_learning_rate_is_stepped_per_epoch_or_decays_with_the_budget(data, 
     assert rates["budget"] == pytest.approx([(1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)])
 
 
+def test_with_constant_tokens_small_images_come_in_large_batches(data, tmp_path):
+    # 16 patches of 8 px at the full size, 17 tokens; at 8, 16, 24 px 2, 5, 10: batches of 24, 8 (13.6), 8
+    larger = [
+        "data.repeated_augmentation=1",
+        "optimizer.constant_tokens=true",
+        "optimizer.learning_rate_scaling=linear",
+    ]
+    rates = ["optimizer.schedule_epochs=300", "optimizer.min_learning_rate=1.0e-3", "optimizer.learning_rate=1.0e-3"]
+    batch = ["optimizer.batch_size=3", "runtime.log_every_steps=1"]
+    train(tiny_config(data, *larger, *rates, *batch, arm="curriculum"), tmp_path)
+    run = load_run(tmp_path)
+    assert run.state == "finished"
+    found = {row["image_size"]: (row["batch_size"], row["learning_rate"]) for row in run.rows_of("checkpoint")}
+    assert found == {
+        8: (24, pytest.approx(8e-3)),
+        16: (8, pytest.approx(8e-3 / 3)),
+        24: (3, pytest.approx(1e-3)),  # 5 rounded down to a multiple of 8 is none
+        32: (3, pytest.approx(1e-3)),
+    }
+    assert run.result["samples_seen"] == 3 * 24 + 3 * 8 + 6 * 3
+
+
+def test_constant_tokens_need_a_dataset_that_fills_the_largest_batch(data, tmp_path):
+    config = tiny_config(data, "optimizer.constant_tokens=true", arm="curriculum")
+    with pytest.raises(UserError, match=r"optimizer.constant_tokens: makes batches of 64 images of 8 px, more than"):
+        train(config, tmp_path)
+
+
 def _started(config, run_dir):
     from vit24h.engine.interruption import StopSignals
     from vit24h.progress import TrainDisplay

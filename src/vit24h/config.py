@@ -85,6 +85,8 @@ class AugmentationConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     batch_size: int
+    constant_tokens: bool
+    learning_rate_scaling: Literal["none", "sqrt", "linear"]
     learning_rate: float
     min_learning_rate: float
     warmup_epochs: int
@@ -119,6 +121,10 @@ class RuntimeConfig:
     log_every_steps: int
     fault_wait_minutes: float
     stall_minutes: float
+    compile: bool | Literal["auto"]
+    cuda_graphs: bool
+    tf32: bool
+    depthwise: Literal["auto", "conv", "shifted", "triton"]
 
 
 @dataclass(frozen=True)
@@ -566,6 +572,11 @@ def _validate(config: Config, origin: Mapping[str, str]) -> None:
     for key in ("checkpoint_minutes", "stall_minutes"):
         require(getattr(runtime, key) > 0, f"runtime.{key}", "more than 0")
     require(runtime.fault_wait_minutes >= 0, "runtime.fault_wait_minutes", "0 or more")
+    require(
+        not runtime.cuda_graphs or runtime.compile is not False,
+        "runtime.cuda_graphs",
+        "false where runtime.compile is false: what is recorded is the compiled step",
+    )
 
 
 def _validate_curriculum(config: Config, require: Any) -> None:

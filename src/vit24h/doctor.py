@@ -30,6 +30,7 @@ from vit24h.data.loader import EVAL_PREFETCH_BATCHES
 from vit24h.data.randomness import Stream, generator
 from vit24h.engine import device as devices
 from vit24h.engine import inputs
+from vit24h.engine.compiled import require_compiler, wants_compiling
 from vit24h.engine.trial import time_steps, try_largest_step
 from vit24h.errors import UserError
 from vit24h.gpu_loss import GpuLost, lost_access
@@ -89,6 +90,10 @@ def examine(configs: Sequence[Config], folder: Path, *, full: bool = False) -> I
     yield Check("dataset", "ok", f"{counts} of {len(dataset.classes)} classes{packed}")
     yield _all_images(dataset) if full else _some_images(dataset)
     yield _gpu_memory(configs, dataset, device)
+    if device is not None and wants_compiling(config.runtime, device):
+        yield (compiler := _compiler(device))
+        if compiler.state == "fail":
+            return  # what the GPU takes is not known without
     yield _loader(config, dataset, device)
 
 
@@ -142,7 +147,7 @@ def _gpu_memory(configs: Sequence[Config], dataset: Dataset, device: torch.devic
     peak = 0
     tried = set()
     for config in configs:
-        if (needs := (config.model, config.optimizer.batch_size, config.optimizer.precision)) in tried:
+        if (needs := (config.model, config.optimizer, config.curriculum)) in tried:
             continue
         tried.add(needs)
         torch.cuda.reset_peak_memory_stats()
@@ -156,6 +161,14 @@ def _gpu_memory(configs: Sequence[Config], dataset: Dataset, device: torch.devic
     if free < 0.9 * total:
         return Check("gpu memory", "warn", found, "end what else uses this GPU: it takes time from every run")
     return Check("gpu memory", "ok", found)
+
+
+def _compiler(device: torch.device) -> Check:
+    try:
+        require_compiler(on_gpu=device.type == "cuda")
+    except UserError as error:
+        return Check("compiler", "fail", *_split(str(error)))
+    return Check("compiler", "ok", "there, with Python's headers: the training step is compiled")
 
 
 def _loader(config: Config, dataset: Dataset, device: torch.device | None) -> Check:
@@ -173,7 +186,7 @@ def _loader(config: Config, dataset: Dataset, device: torch.device | None) -> Ch
     taken = {}
     for size in sizes:
         seconds = time_steps(config, model, len(dataset.classes), accelerator, size)
-        taken[size] = config.optimizer.batch_size / seconds
+        taken[size] = inputs.batch_size(config, size) / seconds
     found = f"{of_workers}: {rates}; the GPU takes " + ", ".join(f"{taken[size]:,.0f} at {size}" for size in sizes)
     short = [size for size in sizes if given[size] < taken[size]]
     if not short:
@@ -237,9 +250,9 @@ def _shared_memory(configs: Sequence[Config], device: torch.device | None) -> Ch
     wanted = 0
     for config in configs:
         workers = devices.select_workers(config.runtime.workers, device or torch.device("cpu"))
-        image = 3 * config.model.image_size**2
-        train = workers * config.runtime.prefetch_batches * config.optimizer.batch_size * image
-        evaluation = workers * EVAL_PREFETCH_BATCHES * config.runtime.eval_batch_size * image
+        batch = max(3 * size**2 * inputs.batch_size(config, size) for size in inputs.image_sizes(config))
+        train = workers * config.runtime.prefetch_batches * batch
+        evaluation = workers * EVAL_PREFETCH_BATCHES * config.runtime.eval_batch_size * 3 * config.model.image_size**2
         wanted = max(wanted, train + evaluation)
     if not wanted:
         return Check("/dev/shm", "-", "no loader processes")

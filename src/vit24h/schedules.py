@@ -1,4 +1,4 @@
-"""What changes during training, as pure functions of how far it has got: learning rate and image size.
+"""What changes during training, as pure functions of how far it has got: learning rate, image size, batch size.
 
 Must not know: torch, clocks, files, configurations.
 """
@@ -39,3 +39,18 @@ def curriculum_sizes(initial_size: int, size_step: int, final_size: int) -> list
 def growing_stages(initial_size: int, size_step: int, final_size: int) -> int:
     """How many stages of a curriculum come before the one at `final_size`. Counts them without listing them."""
     return -((initial_size - final_size) // size_step)
+
+
+def batch_size_of_tokens(full_batch_size: int, *, full_tokens: int, tokens: int, multiple: int) -> int:
+    """Images in a batch of about as many tokens as `full_batch_size` images of `full_tokens` have.
+
+    Args:
+        tokens: of an image of this batch.
+        multiple: the answer is rounded down to a multiple of it, but never below `full_batch_size`.
+    """
+    return max(full_batch_size, full_batch_size * full_tokens // tokens // multiple * multiple)
+
+
+def batch_factor(batch_size: int, full_batch_size: int, scaling: str) -> float:
+    """What the learning rate is multiplied by for a batch that has grown: `none`, `sqrt` or `linear` in its size."""
+    return (batch_size / full_batch_size) ** {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[scaling]

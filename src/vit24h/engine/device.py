@@ -70,6 +70,13 @@ def limit_threads(device: torch.device) -> None:
         torch.set_num_threads(_compute_threads())
 
 
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """Whether a GPU may multiply float32 matrices, and convolve float32 images, with 10 bits of mantissa."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+
+
 def gpu_facts(device: torch.device) -> dict[str, Any] | None:
     """Name, memory in GiB, compute capability and CUDA version; None on a CPU."""
     if device.type != "cuda":

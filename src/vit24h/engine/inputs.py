@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vit24h import paths
+from vit24h import paths, schedules
 from vit24h.config import Config, DataConfig
 from vit24h.data import (
     BatchPlan,
@@ -64,7 +65,33 @@ def epoch_order(config: Config, dataset: Dataset) -> EpochOrder:
             f"optimizer.batch_size {config.optimizer.batch_size}: more than the {order.samples_per_epoch} samples of "
             f"an epoch of this dataset: set it to at most {order.samples_per_epoch}"
         )
+    smallest_size = image_sizes(config)[0]
+    if order.samples_per_epoch < (largest := batch_size(config, smallest_size)):
+        raise UserError(
+            f"optimizer.constant_tokens: makes batches of {largest} images of {smallest_size} px, more than the "
+            f"{order.samples_per_epoch} samples of an epoch of this dataset: set it to false, or "
+            "optimizer.batch_size lower"
+        )
     return order
+
+
+def image_sizes(config: Config) -> list[int]:
+    """All sizes that a run trains at, in order, in pixels."""
+    curriculum, final_size = config.curriculum, config.model.image_size
+    if curriculum.initial_size is None:
+        return [final_size]
+    return schedules.curriculum_sizes(curriculum.initial_size, curriculum.size_step, final_size)
+
+
+def batch_size(config: Config, image_size: int, processes: int = 1) -> int:
+    """Images in a batch at `image_size`, over all processes."""
+    optimizer, model = config.optimizer, config.model
+    if not optimizer.constant_tokens:
+        return optimizer.batch_size
+    tokens, full_tokens = (1 + (size // model.patch_size) ** 2 for size in (image_size, model.image_size))
+    return schedules.batch_size_of_tokens(
+        optimizer.batch_size, full_tokens=full_tokens, tokens=tokens, multiple=math.lcm(8, processes)
+    )
 
 
 def train_transform(config: Config) -> TrainTransform:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vit24h.data import Batch
+from vit24h.engine.compiled import Compiled
 from vit24h.engine.ema import WeightAverage
 
 
@@ -22,6 +23,8 @@ class TrainStep:
     Args:
         model, optimizer: as prepared by `accelerator`.
         augment: a batch on the device -> (images (B, 3, H, W), soft targets (B, K)).
+        compiled: makes another function of the one from (model, images, targets) to the loss; None leaves it as it is.
+            Forward and backward are compiled; the optimiser is one fused kernel already.
     """
 
     def __init__(
@@ -33,13 +36,20 @@ class TrainStep:
         average: WeightAverage,
         *,
         label_smoothing: float,
+        compiled: Callable[[Callable[..., Tensor]], Compiled] | None = None,
     ) -> None:
         self._accelerator = accelerator
         self._model = model
         self._optimizer = optimizer
         self._augment = augment
         self._average = average
-        self._label_smoothing = label_smoothing
+        self._unwrapped = accelerator.unwrap_model(model)
+
+        def loss_of(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+            logits = model(images)  # (B, K), float32 whatever the arithmetic inside
+            return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+        self._loss_of = loss_of if compiled is None else compiled(loss_of)
         # BatchNorm's running statistics (LocalViT) change in the forward pass, before the loss is known
         self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
@@ -47,8 +57,7 @@ class TrainStep:
         """Train on a batch that lies on the device; the loss, a scalar on the device, not finite if nothing changed."""
         images, targets = self._augment(batch)
         before = [buffer.clone() for buffer in self._statistics]
-        logits = self._model(images)  # (B, K), float32 whatever the arithmetic inside
-        loss = F.cross_entropy(logits, targets, label_smoothing=self._label_smoothing)
+        loss = self._loss_of(self._model, images, targets)
         self._accelerator.backward(loss)
         # Over several processes: the mean, so that all of them take the step or none does.
         loss = self._accelerator.reduce(loss.detach(), "mean")
@@ -63,5 +72,5 @@ class TrainStep:
         self._optimizer.zero_grad()
         for buffer, old in zip(self._statistics, before, strict=True):
             buffer.copy_(torch.where(finite, buffer, old))
-        self._average.update(self._accelerator.unwrap_model(self._model))
+        self._average.update(self._unwrapped)
         return loss

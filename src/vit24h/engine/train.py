@@ -24,8 +24,8 @@ from vit24h import schedules
 from vit24h.budget import PHASES, BudgetClock, Position
 from vit24h.config import Config
 from vit24h.data import Batch, BatchPlan, Dataset, DeviceCopy, EvalLoader, TrainLoader
+from vit24h.engine import compiled, inputs
 from vit24h.engine import device as devices
-from vit24h.engine import inputs
 from vit24h.engine.checkpoint import load_newest_checkpoint, save_checkpoint
 from vit24h.engine.ema import WeightAverage
 from vit24h.engine.evaluate import evaluate
@@ -38,7 +38,7 @@ from vit24h.engine.trial import raise_if_out_of_memory, try_largest_step
 from vit24h.engine.watchdog import Watchdog
 from vit24h.errors import UserError
 from vit24h.gpu_loss import GpuLost, noticing_gpu_loss
-from vit24h.models import build_model, count_macs
+from vit24h.models import build_model, count_macs, select_depthwise
 from vit24h.progress import TrainDisplay
 from vit24h.records import FollowedRunFolder, RunFolder, capture_environment
 from vit24h.records.chain import config_fingerprint, fingerprint
@@ -152,6 +152,7 @@ class Training:
         self.config, self.folder, self.stop, self.display = config, folder, stop, display
         self.accelerator, self.team, self.device = accelerator, team, accelerator.device
         devices.limit_threads(self.device)
+        devices.allow_tf32(self.device, config.runtime.tf32)
         self.clock = BudgetClock(config.budget, synchronize=lambda: devices.synchronize(self.device))
         self.loader: TrainLoader | None = None
         self.eval_loader: EvalLoader | None = None
@@ -179,6 +180,7 @@ class Training:
             "samples_per_epoch": order.samples_per_epoch,
             "precision": devices.select_precision(config, self.device),
         }
+        select_depthwise(model, "conv" if config.runtime.depthwise == "auto" else config.runtime.depthwise)
         model.to(self.device)
         try_largest_step(config, model, len(dataset.classes), self.accelerator)
         self.average = WeightAverage(model, config.optimizer.ema_decay)
@@ -192,7 +194,9 @@ class Training:
             augment,
             self.average,
             label_smoothing=config.augmentation.label_smoothing,
+            compiled=compiled.configured(config.runtime, self.accelerator, shapes=len(inputs.image_sizes(config))),
         )
+        self._compile_clock = compiled.CompileClock()
 
         if not team.leads:
             torch.manual_seed(config.seed + team.rank)  # stochastic depth: others than the leader's
@@ -200,7 +204,7 @@ class Training:
         self._last_beat = self._last_checkpoint = time.monotonic()
         self._corrupt: list[dict[str, Any]] = []  # found since the last step
         self.news = self._agree()
-        self._stage_begin = (self.position.step, self.news.counted_s)
+        self._timed_from = (self.position.step + 1, math.nan)  # the first step may compile
         self._dataset, self._order = dataset, order
         self._start_loader()
         self._start_eval_loader()
@@ -237,15 +241,17 @@ class Training:
                 if batch.image_size != self.state.image_size:
                     self._begin_stage(batch.image_size)
 
-                learning_rate = self.learning_rate()
+                batch_size = len(batch.labels) * self.team.size
+                learning_rate = self.learning_rate(batch_size)
                 loss = self.step(self.to_device(batch), learning_rate)
 
-                batch_size = len(batch.labels) * self.team.size
                 position.advance(batch_size, last_of_epoch=batch.last_of_epoch)
                 self.watchdog.moved()
                 self.epoch.images += batch_size
                 self._last_row = {"batch_size": batch_size, "learning_rate": learning_rate}
                 self._pending.append((position.step, loss))
+                if compile_s := self._compile_clock.take():
+                    self.record("compile", compile_s=round(compile_s, 3))
                 self._corrupt += batch.incidents
                 if position.epoch_ended or len(self._pending) >= config.runtime.log_every_steps:
                     self._read_losses()
@@ -266,18 +272,20 @@ class Training:
             self._catch_up()
         return self.team.share(self._finish() if self.team.leads else {})
 
-    def progress(self, *, steps_ahead: int = 0) -> float:
-        """The fraction of the budget spent when `steps_ahead` more steps are done; exact unless the budget is hours."""
+    def progress(self, *, steps_ahead: int = 0, epochs: float | None = None) -> float:
+        """The fraction of the budget spent when `steps_ahead` more steps are done; exact unless the budget is hours.
+
+        Args:
+            epochs: how many are done then; None: as many as now.
+        """
         budget = self.config.budget
         if budget.hours is None:
             return self.clock.progress(
-                epochs=self.position.epochs
-                + steps_ahead * self.config.optimizer.batch_size / self.position.samples_per_epoch,
-                steps=self.position.step + steps_ahead,
+                epochs=self.position.epochs if epochs is None else epochs, steps=self.position.step + steps_ahead
             )
-        begin_step, begin_s = self._stage_begin
+        begin_step, begin_s = self._timed_from
         now_s, steps = self.news.counted_s, self.position.step - begin_step
-        seconds_per_step = (now_s - begin_s) / steps if steps else 0.0
+        seconds_per_step = (now_s - begin_s) / steps if steps > 0 else 0.0
         return (now_s + steps_ahead * seconds_per_step) / (budget.hours * 3600)
 
     def budget_spent(self) -> bool:
@@ -294,21 +302,26 @@ class Training:
         size = model.image_size
         if curriculum.initial_size is not None:
             by_epochs = curriculum.epochs_per_stage is not None
+            epochs = epoch + sample / self.position.samples_per_epoch
             size = schedules.image_size(
-                epoch + sample / self.position.samples_per_epoch
-                if by_epochs
-                else self.progress(steps_ahead=steps_ahead),
+                epochs if by_epochs else self.progress(steps_ahead=steps_ahead, epochs=epochs),
                 initial_size=curriculum.initial_size,
                 size_step=curriculum.size_step,
                 stage_length=curriculum.epochs_per_stage if by_epochs else curriculum.budget_fraction_per_stage,
                 final_size=model.image_size,
             )
-        return BatchPlan(image_size=size, batch_size=self.config.optimizer.batch_size)
+        return BatchPlan(image_size=size, batch_size=inputs.batch_size(self.config, size, self.team.size))
 
-    def learning_rate(self) -> float:
-        """Of the step to come: set once an epoch over `schedule_epochs` (paper), or at every step over the budget."""
+    def learning_rate(self, batch_size: int | None = None) -> float:
+        """Of the step to come: set once an epoch over `schedule_epochs` (paper), or at every step over the budget.
+
+        Args:
+            batch_size: of that step; None for optimizer.batch_size.
+        """
         optimizer, position = self.config.optimizer, self.position
-        return schedules.learning_rate(
+        scaling = optimizer.learning_rate_scaling
+        factor = schedules.batch_factor(batch_size or optimizer.batch_size, optimizer.batch_size, scaling)
+        return factor * schedules.learning_rate(
             position.epoch / optimizer.schedule_epochs if optimizer.schedule_epochs is not None else self.progress(),
             peak=optimizer.learning_rate,
             minimum=optimizer.min_learning_rate,
@@ -404,6 +417,7 @@ class Training:
             raise
 
     def close(self) -> None:
+        self._compile_clock.close()
         for loader in (self.loader, self.eval_loader):
             if loader is not None:
                 loader.close()
@@ -437,6 +451,8 @@ class Training:
     def _catch_up(self) -> None:
         """Between two steps: hear what has come up, in whichever process, and do what follows from it."""
         self.news = self._agree()
+        if self.position.step == self._timed_from[0]:
+            self._timed_from = (self.position.step, self.news.counted_s)
         self._note_corrupt_images(self.news.incidents)
         if self.news.stop_signal is not None:
             self._save_and_leave()
@@ -572,7 +588,7 @@ class Training:
         if self.state.image_size and not self.checkpoint():
             self.display.message("the stage begins without a new checkpoint")
         self.state.image_size = image_size
-        self._stage_begin = (self.position.step, self.news.counted_s)
+        self._timed_from = (self.position.step + 1, math.nan)  # the first step may compile
         self.record("stage")
 
     def _end_epoch(self) -> None:

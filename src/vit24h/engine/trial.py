@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +18,7 @@ from torch import nn
 from vit24h.config import Config
 from vit24h.data import Batch
 from vit24h.engine import inputs
+from vit24h.engine.compiled import Compiled, configured
 from vit24h.engine.device import synchronize
 from vit24h.engine.ema import WeightAverage
 from vit24h.engine.optim import build_optimizer
@@ -26,7 +29,9 @@ _GIB = 2**30
 
 
 def try_largest_step(config: Config, model: nn.Module, num_classes: int, accelerator: Accelerator) -> None:
-    """A training step at the largest image size, and on a GPU a batch of evaluation.
+    """A training step with the largest images and one with the most, and on a GPU a batch of evaluation.
+
+    Not compiled: that would be done outside of the time that counts, and the compiled step needs less memory.
 
     Args:
         model: on the device; unchanged afterwards.
@@ -36,18 +41,22 @@ def try_largest_step(config: Config, model: nn.Module, num_classes: int, acceler
         UserError: out of memory; names size and batch, and what to set.
     """
     device, size = accelerator.device, config.model.image_size  # every curriculum ends at it
+    sizes = [size]
+    if inputs.batch_size(config, smallest := inputs.image_sizes(config)[0]) > config.optimizer.batch_size:
+        sizes.append(smallest)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
-        try:
-            run, batch = _rehearsal(config, copy.deepcopy(model), num_classes, accelerator, size)
-            run(batch, config.optimizer.learning_rate)
-            synchronize(device)
-        except (MemoryError, RuntimeError) as error:
-            raise_if_out_of_memory(error, config, size, device)
-            raise
-        finally:
-            run = batch = None  # so that their memory can be given back
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+        for tried in sizes:
+            try:
+                run, batch = _rehearsal(config, copy.deepcopy(model), num_classes, accelerator, tried)
+                run(batch, config.optimizer.learning_rate)
+                synchronize(device)
+            except (MemoryError, RuntimeError) as error:
+                raise_if_out_of_memory(error, config, tried, device)
+                raise
+            finally:
+                run = batch = None  # so that their memory can be given back
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
         if device.type == "cuda":
             try:
                 _evaluation(model, config.runtime.eval_batch_size, size, accelerator)
@@ -69,8 +78,9 @@ def raise_if_out_of_memory(error: Exception, config: Config, image_size: int, de
     words = str(error)
     if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in words:
         return
+    batch_size = inputs.batch_size(config, image_size)
     raise UserError(
-        f"out of memory at image size {image_size} with batches of {config.optimizer.batch_size}{_memory(device)}: set "
+        f"out of memory at image size {image_size} with batches of {batch_size}{_memory(device)}: set "
         "optimizer.batch_size lower (and optimizer.learning_rate in proportion), end what else uses this memory, or "
         "take a device with more"
     ) from error
@@ -79,9 +89,13 @@ def raise_if_out_of_memory(error: Exception, config: Config, image_size: int, de
 def time_steps(
     config: Config, model: nn.Module, num_classes: int, accelerator: Accelerator, image_size: int, *, steps: int = 10
 ) -> float:
-    """Seconds of a training step at `image_size` without any waiting for data; the model is unchanged afterwards."""
+    """Seconds of a training step at `image_size` without any waiting for data; the model is unchanged afterwards.
+
+    Compiled where the configuration says so; what compiling takes is not in it.
+    """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if accelerator.device.type == "cuda" else []):
-        run, batch = _rehearsal(config, copy.deepcopy(model), num_classes, accelerator, image_size)
+        compiled = configured(config.runtime, accelerator, shapes=1)
+        run, batch = _rehearsal(config, copy.deepcopy(model), num_classes, accelerator, image_size, compiled)
         for _ in range(3):  # the first ones choose kernels
             run(batch, config.optimizer.learning_rate)
         synchronize(accelerator.device)
@@ -93,7 +107,12 @@ def time_steps(
 
 
 def _rehearsal(
-    config: Config, model: nn.Module, num_classes: int, outer: Accelerator, image_size: int
+    config: Config,
+    model: nn.Module,
+    num_classes: int,
+    outer: Accelerator,
+    image_size: int,
+    compiled: Callable[[Callable[..., Any]], Compiled] | None = None,
 ) -> tuple[TrainStep, Batch]:
     """A step on `model`, which it changes, and a batch of black images for it."""
     accelerator = Accelerator(cpu=outer.device.type == "cpu", mixed_precision=outer.mixed_precision)
@@ -101,9 +120,15 @@ def _rehearsal(
     average = WeightAverage(accelerator.unwrap_model(model), config.optimizer.ema_decay)
     augment = inputs.device_augment(config, num_classes)
     step = TrainStep(
-        accelerator, model, optimizer, augment, average, label_smoothing=config.augmentation.label_smoothing
+        accelerator,
+        model,
+        optimizer,
+        augment,
+        average,
+        label_smoothing=config.augmentation.label_smoothing,
+        compiled=compiled,
     )
-    count = config.optimizer.batch_size // outer.num_processes
+    count = inputs.batch_size(config, image_size, outer.num_processes) // outer.num_processes
     batch = Batch(
         images=torch.zeros((count, image_size, image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2),
         labels=torch.zeros(count, dtype=torch.int64),

@@ -7,11 +7,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit24h.config import ModelConfig
-from vit24h.models.locality import LocalityBlock
+from vit24h.models.depthwise import Depthwise, load_kernels
+from vit24h.models.locality import DepthwiseConv, LocalityBlock
 from vit24h.models.localvit import LocalViTBlock
 from vit24h.models.vit import Block, VisionTransformer
 
-__all__ = ["VisionTransformer", "build_model", "count_macs", "no_weight_decay"]
+__all__ = ["VisionTransformer", "build_model", "count_macs", "no_weight_decay", "select_depthwise"]
 
 _BLOCKS = {"mlp": Block, "locality": LocalityBlock, "localvit": LocalViTBlock}
 
@@ -25,6 +26,19 @@ def build_model(config: ModelConfig, num_classes: int) -> VisionTransformer:
         UserError: when the config's sizes do not fit each other
     """
     return VisionTransformer(config, num_classes, make_block=_BLOCKS[config.feed_forward])
+
+
+def select_depthwise(model: nn.Module, how: Depthwise) -> None:
+    """How the locality feed-forward's convolution is computed from now on; other models have none and stay as is.
+
+    Raises:
+        UserError: this machine cannot compute it so.
+    """
+    if how == "triton":
+        load_kernels()
+    for module in model.modules():
+        if isinstance(module, DepthwiseConv):
+            module.how = how
 
 
 def no_weight_decay(model: nn.Module) -> set[str]:

@@ -6,10 +6,10 @@ locality feed-forward). Must not know: data, training, devices.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from vit24h.config import ModelConfig
+from vit24h.models.depthwise import Depthwise, swish_convolve_swish
 from vit24h.models.position import Grid
 from vit24h.models.vit import Attention, LayerNorm
 
@@ -44,27 +44,19 @@ class LocalityFeedForward(nn.Module):
 
     def forward(self, patches: Tensor, grid: Grid) -> Tensor:
         """Patch tokens (B, rows · columns, C), row by row, to the same shape."""
-        hidden = F.hardswish(self.fc1(patches))
-        hidden = F.hardswish(self.depthwise(hidden, grid))
-        return self.fc2(hidden)
+        return self.fc2(self.depthwise(self.fc1(patches), grid))
 
 
 class DepthwiseConv(nn.Conv2d):
-    """A 3×3 convolution of each channel by itself, over tokens laid out on their grid; zeros beyond the border."""
+    """h-swish, a 3×3 convolution of each channel by itself, h-swish; over tokens laid out on their grid.
+
+    `how` it is computed changes its speed and nothing else; the weight is the same.
+    """
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, kernel_size=3, padding=1, groups=channels, bias=False)
+        self.how: Depthwise = "conv"
 
-    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+    def forward(self, hidden: Tensor, grid: Grid) -> Tensor:
         """Tokens (B, rows · columns, C), row by row, to the same shape."""
-        return tokens_of(super().forward(map_of(tokens, grid)))
-
-
-def map_of(tokens: Tensor, grid: Grid) -> Tensor:
-    """Tokens (B, rows · columns, C) seen as a feature map (B, C, rows, columns): a channels-last view, no copy."""
-    return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
-
-
-def tokens_of(feature_map: Tensor) -> Tensor:
-    """The way back: a feature map (B, C, rows, columns) seen as tokens (B, rows · columns, C)."""
-    return feature_map.flatten(2).transpose(1, 2)
+        return swish_convolve_swish(hidden, self.weight, grid, self.how)

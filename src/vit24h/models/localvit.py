@@ -12,7 +12,7 @@ from torchvision.ops import SqueezeExcitation, StochasticDepth
 
 from vit24h.config import ModelConfig
 from vit24h.errors import UserError
-from vit24h.models.locality import map_of, tokens_of
+from vit24h.models.depthwise import map_of, tokens_of
 from vit24h.models.position import Grid
 from vit24h.models.vit import Attention, LayerNorm
 
