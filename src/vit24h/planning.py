@@ -1,7 +1,7 @@
 """`vit24h plan`: what a budget buys on this machine, found out before the day is spent. Must not know torch.
 
-Measures (`engine/plan.py`), predicts (`prediction.py`), and says what sets the pace and what would lift it: the content of
-a JSON file, from which `report/plan.py` makes tables and the figure. It holds no path of the machine.
+Measures (`engine/plan.py`), predicts (`prediction.py`), and says what sets the pace and what would lift it. That is the
+content of a JSON file, without any path, from which `report/plan.py` makes tables and the figure.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from vit24h.errors import UserError
 from vit24h.report import style, units
 from vit24h.report.arms import arm as look_of
 from vit24h.report.comparison import IMAGENET_IMAGES, machine_name
+from vit24h.report.paper import equivalence_text
 from vit24h.report.standing import SMOKE_MARK
 from vit24h.report.style import PrintFigure
 from vit24h.report.tables import Block, Table
@@ -242,21 +243,7 @@ def _never_reached(arm: Mapping[str, Any]) -> list[str]:
 def _paper_equivalent(equivalent: Mapping[str, Any]) -> str:
     if equivalent["hours"] is None:
         return f"Paper-equivalent time: not told, because {equivalent['why_not']}."
-    return equivalence_text(equivalent["images_per_s"], equivalent["hours"], equivalent["authors_images_per_s"])
-
-
-def equivalence_text(images_per_s: float, hours: Sequence[float], authors_images_per_s: Sequence[float]) -> str:
-    """Paper-equivalent time in words (`paper.equivalent_hours`)."""
-    return (
-        f"Paper-equivalent time: the authors' 24 h are {_range(hours)} h here, by DeiT-S at 224 px: "
-        f"{units.count(images_per_s)} images/s, where theirs were {_range(authors_images_per_s)}."
-    )
-
-
-def _range(numbers: Sequence[float]) -> str:
-    low, high = numbers
-    digits = 0 if low >= 100 else 1 if low >= 10 else 2
-    return f"{low:,.{digits}f}–{high:,.{digits}f}"
+    return equivalence_text(equivalent["images_per_s"])
 
 
 def _label(arm: Mapping[str, Any]) -> str:
