@@ -15,7 +15,7 @@ from PIL import Image
 from record_factory import write_run
 from tiny import CURRICULUM, tiny_settings, write_images
 from vit24h import cli, planning
-from vit24h.config import load_config
+from vit24h.config import config_from_dict, load_config
 from vit24h.data import BatchPlan
 from vit24h.engine import inputs
 from vit24h.engine.plan import DiskReads, Measurement, SizeMeasurement, _Bench, _Marks
@@ -58,7 +58,7 @@ def start(runs, *words):
 
 
 @pytest.fixture
-def vit24h_plan(monkeypatch, capsys):
+def vit24h_plan(runs, monkeypatch, capsys):
     """The command in this process: exit status, what it printed, and what it complained of."""
     monkeypatch.setenv("VIT24H_RUNS", str(runs))
     before = signal.getsignal(signal.SIGTERM)
@@ -179,7 +179,7 @@ def test_epochs_of_hours_and_hours_of_epochs_are_one_answer(combined):
     """From the same measured costs: the hours that the predicted epochs take are the budget again."""
     _, plan = combined
     arm = plan["arms"][0]
-    config = load_config("paper/combined", profile="quick", overrides=[*CURRICULUM, "budget.hours=0.01"])
+    config = config_from_dict(arm["config"], "the plan")
     costs = _costs_of(arm)
     epochs = planning.predict(config, costs, arm["samples_per_epoch"]).epochs
     assert epochs == pytest.approx(arm["prediction"]["epochs"], rel=1e-6)
@@ -478,7 +478,7 @@ def test_a_plan_tells_paper_equivalent_time_of_deit_s_alone():
     low, high = deit_s_images_per_s()
     plan = made_up("baseline", images_per_s=1000.0)
     assert plan["paper_equivalent"]["hours"] == [24 * low / 1000, 24 * high / 1000]
-    assert "the authors' 24 h are 6.83–7.42 h here" in report.to_text(plan)
+    assert "the authors' 24 h are 6.83–7.43 h here" in report.to_text(plan)
     assert made_up("curriculum")["paper_equivalent"]["images_per_s"] == 1000.0  # at its last size, 224 px
     assert made_up("locality")["paper_equivalent"]["hours"] is None
     mini = made_up("baseline", config=load_config("paper/baseline", profile="mini"))

@@ -208,9 +208,11 @@ def _size(size: SizeMeasurement, measured: Measurement) -> dict[str, Any]:
 
 def _advice(pace: str, loader: float, step: float, measured: Measurement, *, on_gpu: bool) -> str:
     """What would make a size faster, as far as loading goes."""
+    workers, cores = measured.workers, measured.environment["cpu"]["cores"]
+    if not workers:
+        return "loader processes (runtime.workers=auto), so that the step need not wait while images are decoded"
     if pace == "step":
         return "nothing in loading" if on_gpu else "nothing in loading; a GPU"
-    workers, cores = measured.workers, measured.environment["cpu"]["cores"]
     wanted = workers_wanted(loader, step, workers)
     spare = cores - (1 if on_gpu else 0)
     if wanted <= spare:

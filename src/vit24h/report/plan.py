@@ -30,8 +30,9 @@ _UNDISTURBED = 0.95  # of the slower one's speed: what loader and step should re
 
 def to_text(plan: Plan) -> str:
     """All of it for a terminal: what was measured, what is predicted, and what it means."""
-    parts = [measured(plan).to_text(), size_changes(plan).to_text(), arms(plan).to_text(), "\n".join(findings(plan))]
-    return "\n\n".join(parts)
+    changes = size_changes(plan)
+    parts = [measured(plan).to_text(), *([changes.to_text()] if changes.blocks else []), arms(plan).to_text()]
+    return "\n\n".join([*parts, "\n".join(findings(plan))])
 
 
 def measured(plan: Plan) -> Table:
@@ -61,10 +62,12 @@ def measured(plan: Plan) -> Table:
 
 
 def size_changes(plan: Plan) -> Table:
-    """When each image size begins and ends, on the paper's axis of training time."""
+    """When each image size begins and ends, on the paper's axis of training time; for arms that change it."""
     columns = ("Arm", "Image size", "Begins", "At epoch", "Lasts", "Epochs")
     blocks = []
     for arm in plan["arms"]:
+        if len(arm["measured"]["sizes"]) == 1:
+            continue
         prediction = arm["prediction"]
         rows = [
             (
@@ -194,7 +197,8 @@ def _measured_notes(arm: Mapping[str, Any]) -> list[str]:
         least = min(size["together"]["share_of_the_slower"] for size in slowed)
         notes.append(
             f"At {_span([size['image_size'] for size in slowed])} the two together are slower than the slower one "
-            f"alone (down to {100 * least:.0f} % of it): they are in each other's way, on shared cores for instance."
+            f"alone (down to {100 * least:.0f} % of it): "
+            + ("they share cores." if arm["workers"] else "without loader processes they take turns.")
         )
     return notes
 
