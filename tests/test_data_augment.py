@@ -13,8 +13,16 @@ from PIL import Image
 from timm.data.random_erasing import RandomErasing as TimmRandomErasing
 
 from vit24h.config import load_config
-from vit24h.data import EvalTransform, TrainTransform, draw_erasing_box
-from vit24h.data.augment import OPERATIONS, Operation, apply_operation, draw_crop, draw_operations
+from vit24h.data import EvalTransform, TrainTransform
+from vit24h.data.augment import (
+    OPERATIONS,
+    Operation,
+    apply_operation,
+    draw_crop,
+    draw_erasing_box,
+    draw_operations,
+)
+from vit24h.data.decode import open_picture
 
 PAPER = load_config("base")
 RECIPE = PAPER.augmentation
@@ -35,6 +43,8 @@ TIMM_NAMES = {
     for name in OPERATIONS
 }
 
+MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY")
+
 
 def photo(width: int = 96, height: int = 80, seed: int = 0) -> Image.Image:
     """Something with edges, gradients and noise in three channels that differ."""
@@ -42,6 +52,11 @@ def photo(width: int = 96, height: int = 80, seed: int = 0) -> Image.Image:
     coarse = Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
     noise = rng.normal(0, 12, (height, width, 3))
     return Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8))
+
+
+def training_crop(image: Image.Image, image_size: int, seed: int, recipe=RECIPE, *, scaled_decoding=True) -> np.ndarray:
+    transform = TrainTransform(recipe, PAPER.data.mean, scaled_decoding=scaled_decoding)
+    return transform.crops(open_picture(np.asarray(image)), image_size, [np.random.default_rng(seed)])[0]
 
 
 def timm_operation(name: str, magnitude: float) -> timm_randaugment.AugmentOp:
@@ -63,21 +78,28 @@ def test_an_operation_makes_the_same_pixels_as_timms(name, magnitude):
         seed = next(s for s in range(100) if (random.Random(s).random() > 0.5) == (sign < 0))
         random.seed(seed)
         expected = timm_operation(name, magnitude)(image)
-        found = apply_operation(image, Operation(name, sign * magnitude / 10), FILL)
-        assert (np.asarray(found) == np.asarray(expected)).all()
+        found = apply_operation(np.asarray(image), Operation(name, sign * magnitude / 10), FILL)
+        difference = abs(np.asarray(found, int) - np.asarray(expected))
+        if (
+            name in MOVES
+        ):  # ours, in single precision: where the sum is nearly whole it may be cut down to the next level
+            assert difference.max() <= 1
+            assert (difference > 0).mean() < 0.1
+        else:
+            assert difference.max() == 0
 
 
 def test_an_operation_leaves_its_input_as_it_was():
-    image = photo()
-    before = np.asarray(image).copy()
+    pixels = np.array(photo())
+    before = pixels.copy()
     for name in OPERATIONS:
-        apply_operation(image, Operation(name, 0.9), FILL)
-    assert (np.asarray(image) == before).all()
+        apply_operation(pixels, Operation(name, 0.9), FILL)
+    assert (pixels == before).all()
 
 
 def test_posterize_at_full_strength_is_black_where_pillow_refuses():
     """No bit is kept. Older Pillows drew black, the paper's among them; today's raise an error, and timm with them."""
-    assert np.asarray(apply_operation(photo(), Operation("Posterize", 1.0), FILL)).max() == 0
+    assert np.asarray(apply_operation(np.asarray(photo()), Operation("Posterize", 1.0), FILL)).max() == 0
     with pytest.raises(ValueError, match="bits"):
         timm_operation("Posterize", 10.0)(photo())
 
@@ -126,7 +148,7 @@ def test_randaugment_changes_pictures_as_timms_does_on_the_whole():
     expected = np.array([statistics(np.asarray(reference(image))) for _ in range(count)])
     found = []
     for _ in range(count):
-        result = image
+        result = np.asarray(image)
         for operation in draw_operations(recipe, rng):
             result = apply_operation(result, operation, FILL)
         found.append(statistics(np.asarray(result)))
@@ -166,26 +188,23 @@ def test_where_no_box_fits_the_crop_is_torchvisions_centred_one(size):
 
 @pytest.mark.parametrize("image_size", [32, 64, 224])
 def test_a_training_crop_has_the_size_asked_for(image_size):
-    transform = TrainTransform(RECIPE, PAPER.data.mean)
-    pixels = transform(photo(), image_size, np.random.default_rng(0))
+    pixels = training_crop(photo(), image_size, 0)
     assert pixels.shape == (image_size, image_size, 3)
     assert pixels.dtype == np.uint8
 
 
 def test_a_training_crop_is_a_function_of_picture_size_and_generator():
-    transform = TrainTransform(RECIPE, PAPER.data.mean)
-    crops = [transform(photo(), 48, np.random.default_rng(seed)) for seed in range(20)]
-    again = [transform(photo(), 48, np.random.default_rng(seed)) for seed in range(20)]
+    crops = [training_crop(photo(), 48, seed) for seed in range(20)]
+    again = [training_crop(photo(), 48, seed) for seed in range(20)]
     assert all((one == two).all() for one, two in zip(crops, again, strict=True))
     assert len({crop.tobytes() for crop in crops}) == 20
 
 
 def test_half_of_the_crops_are_flipped():
     recipe = dataclasses.replace(RECIPE, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), randaugment_ops=0)
-    transform = TrainTransform(recipe, PAPER.data.mean)
     image = photo(32, 32)
     straight, mirrored = np.asarray(image), np.asarray(image)[:, ::-1]
-    crops = [transform(image, 32, np.random.default_rng(seed)) for seed in range(400)]
+    crops = [training_crop(image, 32, seed, recipe) for seed in range(400)]
     assert all((crop == straight).all() or (crop == mirrored).all() for crop in crops)
     assert sum((crop == mirrored).all() for crop in crops) == pytest.approx(200, abs=50)
 
@@ -199,7 +218,7 @@ def test_evaluation_sees_what_torchvisions_resize_and_centre_crop_make(size):
         ]
     )
     image = photo(*size)
-    found = EvalTransform(224, PAPER.data.eval_resize_ratio)(image)
+    found = EvalTransform(224, PAPER.data.eval_resize_ratio)(open_picture(np.asarray(image)))
     assert found.shape == (224, 224, 3)
     assert (found == np.asarray(reference(image))).all()
 

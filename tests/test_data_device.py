@@ -12,7 +12,7 @@ from timm.loss import SoftTargetCrossEntropy
 
 from vit24h.config import AugmentationConfig, load_config
 from vit24h.data import Batch, DeviceAugment
-from vit24h.data.device import draw_cutmix_box
+from vit24h.data.device import _erase_by_box, _erase_by_mask, draw_cutmix_box
 
 PAPER = load_config("base")
 PLAIN = dataclasses.replace(PAPER.augmentation, erasing_probability=0.0, mixup_alpha=0.0, cutmix_alpha=0.0)
@@ -162,3 +162,13 @@ def test_every_draw_is_a_function_of_seed_epoch_and_position():
 
     assert result(0, 1, 64) == result(0, 1, 64)
     assert len({result(0, 1, 64), result(1, 1, 64), result(0, 2, 64), result(0, 1, 128)}) == 4
+
+
+def test_a_gpu_and_a_cpu_erase_the_same_pixels():
+    boxes = torch.tensor([[3, 5, 20, 10], [0, 0, 0, 0], [0, 12, 32, 20], [31, 31, 1, 1]], dtype=torch.int32)
+    erased = [
+        erase(torch.full((4, 3, 32, 32), 9.0), boxes, torch.Generator().manual_seed(0)) != 9.0
+        for erase in (_erase_by_box, _erase_by_mask)
+    ]
+    assert torch.equal(*erased)
+    assert erased[0].sum((1, 2, 3)).tolist() == [600, 0, 1920, 3]

@@ -12,13 +12,11 @@ import subprocess
 import sys
 import textwrap
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from vit24h.config import load_config
 from vit24h.data import (
@@ -30,10 +28,10 @@ from vit24h.data import (
     FolderIndex,
     TrainLoader,
     TrainTransform,
-    draw_erasing_box,
     draw_images,
     open_dataset,
 )
+from vit24h.data.decode import load_image
 from vit24h.data.randomness import Stream, generator
 from vit24h.errors import UserError
 
@@ -41,8 +39,7 @@ from vit24h.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 PAPER = load_config("base")
-TRANSFORM = TrainTransform(PAPER.augmentation, PAPER.data.mean)
-ERASING = partial(draw_erasing_box, PAPER.augmentation)
+TRANSFORM = TrainTransform(PAPER.augmentation, PAPER.data.mean, scaled_decoding=True)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +63,7 @@ def train_loader(folder: Path, *, workers: int = 0, plan=growing, **options) -> 
     images = FolderIndex.scan(folder / "train")
     options = {"seed": 7, "prefetch_batches": 2, "pin_memory": False, **options}
     order = EpochOrder(len(images), options["seed"], repeats=3, epoch_multiple=1)
-    return TrainLoader(images, order, TRANSFORM, ERASING, workers=workers, plan=plan, **options)
+    return TrainLoader(images, order, TRANSFORM, workers=workers, plan=plan, **options)
 
 
 def take(loader: TrainLoader, count: int) -> list[Batch]:
@@ -106,11 +103,14 @@ def test_every_sample_is_the_crop_that_seed_epoch_and_position_say(folder):
         indices = order.image_indices(batch.epoch)
         for sample in range(len(batch.labels)):
             position = batch.position + sample
-            with Image.open(images.path(indices[position])) as image:
-                rng = generator(Stream.SAMPLE, 7, batch.epoch, position)
-                expected = TRANSFORM(image.convert("RGB"), batch.image_size, rng)
+            group = range(position // 3 * 3, position // 3 * 3 + 3)  # the crops of this image: decoded once for all
+            rngs = [generator(Stream.SAMPLE, 7, batch.epoch, crop) for crop in group]
+            picture = load_image(images, indices[position])
+            expected = TRANSFORM.crops(picture, batch.image_size, rngs)[position % 3]
             assert (batch.images[sample].permute(1, 2, 0).numpy() == expected).all()
-            assert batch.erasing_boxes[sample].tolist() == list(ERASING(batch.image_size, rng))
+            rng = generator(Stream.SAMPLE, 7, batch.epoch, position)
+            drawn = TRANSFORM.draw(picture.width, picture.height, batch.image_size, rng)
+            assert batch.erasing_boxes[sample].tolist() == list(drawn.erasing_box)
             assert batch.labels[sample] == images.labels[indices[position]]
 
 
@@ -166,7 +166,7 @@ def test_an_image_is_read_once_for_its_neighbouring_crops(folder):
     images = CountingIndex.scan(folder / "train")
     order = EpochOrder(len(images), 0, repeats=3, epoch_multiple=1)
     loader = TrainLoader(
-        images, order, TRANSFORM, ERASING, seed=0, workers=0, prefetch_batches=1, pin_memory=False,
+        images, order, TRANSFORM, seed=0, workers=0, prefetch_batches=1, pin_memory=False,
         plan=lambda _epoch, _position: BatchPlan(32, 36),
     )  # fmt: skip
     take(loader, 1)
@@ -298,7 +298,7 @@ def eval_loader(folder: Path, *, workers: int = 0, batch_size: int = 8, **option
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_evaluation_sees_every_image_once_each_time(folder, workers):
     images = open_dataset(folder).val
-    expected = [EvalTransform(48, 8 / 7)(Image.open(images.path(i)).convert("RGB")) for i in range(20)]
+    expected = [EvalTransform(48, 8 / 7)(load_image(images, i)) for i in range(20)]
     with eval_loader(folder, workers=workers) as loader:
         assert len(loader) == 3
         for _ in range(3):
@@ -438,15 +438,14 @@ def test_a_stuck_worker_is_ended_all_the_same(folder):
 def script(folder: Path, ending: str) -> list[str]:
     code = f"""
         import os, signal, sys
-        from functools import partial
         from vit24h.config import load_config
         from vit24h.data import *
         paper = load_config("base")
         images = open_dataset({str(folder)!r}).train
         order = EpochOrder(len(images), 0, 3, 1)
         loader = TrainLoader(
-            images, order, TrainTransform(paper.augmentation, paper.data.mean),
-            partial(draw_erasing_box, paper.augmentation), seed=0, workers=2, prefetch_batches=2, pin_memory=False,
+            images, order, TrainTransform(paper.augmentation, paper.data.mean, scaled_decoding=True),
+            seed=0, workers=2, prefetch_batches=2, pin_memory=False,
             plan=lambda epoch, position: BatchPlan(32, 8),
         )
         next(loader)

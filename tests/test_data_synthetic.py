@@ -133,7 +133,8 @@ def linear_accuracy(train: FolderIndex, val: FolderIndex, features) -> float:
 
     def table(images: FolderIndex) -> torch.Tensor:
         return torch.tensor(
-            np.array([features(load_image(images, i)) for i in range(len(images))]), dtype=torch.float32
+            np.array([features(Image.fromarray(load_image(images, i).pixels())) for i in range(len(images))]),
+            dtype=torch.float32,
         )
 
     inputs, held_out = table(train), table(val)

@@ -57,6 +57,7 @@ class DataConfig:
     synthetic: bool
     eval_resize_ratio: float
     repeated_augmentation: int
+    scaled_decoding: bool
     epoch_multiple: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -71,6 +72,7 @@ class AugmentationConfig:
     randaugment_magnitude: float
     randaugment_magnitude_std: float
     randaugment_probability: float
+    randaugment_on: Literal["cpu", "device"]
     erasing_probability: float
     erasing_scale: tuple[float, float]
     erasing_ratio: tuple[float, float]

@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState
 
 from vit24h import schedules
 from vit24h.config import Config
-from vit24h.data import Dataset, ImageSource, TrainTransform
+from vit24h.data import Dataset, ImageSource
 from vit24h.data.decode import CorruptImageError, load_image
 from vit24h.data.loader import EVAL_PREFETCH_BATCHES
 from vit24h.data.randomness import Stream, generator
@@ -192,15 +192,14 @@ def _accelerator(config: Config, device: torch.device) -> Accelerator:
 
 def _decoded_per_s(config: Config, images: ImageSource, size: int) -> float:
     """Images that one process decodes and augments in a second, repeated augmentation included."""
-    transform, repeats = TrainTransform(config.augmentation, config.data.mean), config.data.repeated_augmentation
+    transform, repeats = inputs.train_transform(config), config.data.repeated_augmentation
     done, begin = 0, time.perf_counter()
     for index in _spread(images, _SAMPLED_IMAGES * 4):
         try:
             picture = load_image(images, index)
+            transform.crops(picture, size, [generator(Stream.SAMPLE, 0, 0, done + crop) for crop in range(repeats)])
         except CorruptImageError:
             continue
-        for crop in range(repeats):
-            transform(picture, size, generator(Stream.SAMPLE, 0, 0, done + crop))
         done += repeats
         if time.perf_counter() - begin > _MEASURED_S:
             break
@@ -370,7 +369,7 @@ def _problems_of(span: range) -> list[str]:
 
 def _problem(images: ImageSource, index: int) -> str | None:
     try:
-        load_image(images, index)
+        load_image(images, index).pixels()
     except CorruptImageError as error:
         return f"{images.path(index)} ({error})"
     return None

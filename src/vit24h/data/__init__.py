@@ -3,8 +3,8 @@
 Must not know: models, the clock, what an epoch means to training.
 """
 
-from vit24h.data.augment import EvalTransform, TrainTransform, draw_erasing_box
-from vit24h.data.device import DeviceAugment
+from vit24h.data.augment import Draws, EvalTransform, Operation, TrainTransform
+from vit24h.data.device import DeviceAugment, DeviceCopy
 from vit24h.data.index import Dataset, FolderIndex, ImageSource, open_dataset
 from vit24h.data.loader import (
     Batch,
@@ -24,16 +24,18 @@ __all__ = [
     "Dataset",
     "DatasetGoneError",
     "DeviceAugment",
+    "DeviceCopy",
+    "Draws",
     "EpochOrder",
     "EvalLoader",
     "EvalTransform",
     "FolderIndex",
     "ImageSource",
     "LoaderFault",
+    "Operation",
     "TrainLoader",
     "TrainTransform",
     "WorkerKilledError",
-    "draw_erasing_box",
     "draw_images",
     "open_dataset",
 ]

@@ -1,51 +1,106 @@
 """What happens to one image on the CPU: crop, flip, RandAugment in training; resize and centre crop in evaluation.
 
-Pictures go in as PIL images of any size and come out as uint8 arrays (H, W, 3) of the size asked for. Every random
-number is drawn from the generator that is handed in. What is drawn (`draw_…`) is kept apart from what it does to
-pixels, so that the same draws can be carried out elsewhere.
+Pictures of any size go in, and uint8 arrays (H, W, 3) of the size asked for come out. Every random number is drawn
+from the generator that is handed in. What is drawn (`draw_…`) is kept apart from what it does to pixels, so that the
+same draws can be carried out elsewhere (`device_randaugment.py`).
 
-Must not know: files, labels, order, torch tensors.
+Must not know: files, labels, order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+import torch
+import torch.nn.functional as torch_functional
+from PIL import Image, ImageEnhance
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vit24h.config import AugmentationConfig
+from vit24h.data.decode import Picture
+from vit24h.data.geometry import shear_x, shear_y, translate_x, translate_y
 
 Box = tuple[int, int, int, int]
 """(top, left, height, width) in pixels."""
+
+
+class Operation(NamedTuple):
+    """One operation of RandAugment: what, and how strong."""
+
+    name: str  # a key of OPERATIONS
+    strength: float  # -1 to 1: magnitude ÷ 10; the sign is the direction, where an operation has one
+
+
+class Draws(NamedTuple):
+    """All that is random about a training sample."""
+
+    crop: Box  # of the picture at its full size
+    flip: bool
+    operations: list[Operation]  # one after another
+    erasing_box: Box  # of the crop
 
 
 class TrainTransform:
     """Random resized crop, horizontal flip, RandAugment, as the paper's recipe has them (METHOD.md, recipe).
 
     Args:
-        augmentation: probabilities and ranges.
+        augmentation: probabilities and ranges; whether flip and RandAugment are left to the device.
         mean: of the normalisation, in units of full scale; what geometric operations move in is filled with it.
+        scaled_decoding: decode a picture only as finely as its crops need it, and resample with torch's integer
+            kernel; False: the whole picture, resampled by Pillow, pixel for pixel what the paper's code made of it.
     """
 
-    def __init__(self, augmentation: AugmentationConfig, mean: tuple[float, float, float]):
+    def __init__(
+        self,
+        augmentation: AugmentationConfig,
+        mean: tuple[float, float, float],
+        *,
+        scaled_decoding: bool,
+    ):
         self._augmentation = augmentation
         self._fill = tuple(round(255 * channel) for channel in mean)
+        self._scaled_decoding = scaled_decoding
+        self.on_device = augmentation.randaugment_on == "device"
 
-    def __call__(self, image: Image.Image, image_size: int, rng: np.random.Generator) -> np.ndarray:
-        """One crop of an RGB picture: uint8 (image_size, image_size, 3)."""
+    def crops(self, picture: Picture, image_size: int, rngs: Sequence[np.random.Generator]) -> list[np.ndarray]:
+        """One crop of a picture for each generator, uint8 (image_size, image_size, 3); the picture is decoded once."""
+        draws = [self.draw(picture.width, picture.height, image_size, rng) for rng in rngs]
+        shrink = self.shrink(picture, draws, image_size)
+        pixels = picture.pixels(shrink)
+        return [self.render(pixels, shrink, drawn, image_size) for drawn in draws]
+
+    def draw(self, width: int, height: int, image_size: int, rng: np.random.Generator) -> Draws:
+        """What happens to a sample of a picture of `width` × `height` pixels."""
         augmentation = self._augmentation
-        crop = draw_crop(augmentation, image.width, image.height, rng)
-        image = F.resized_crop(image, *crop, size=[image_size, image_size], interpolation=InterpolationMode.BICUBIC)
-        if rng.random() < augmentation.flip_probability:
-            image = F.horizontal_flip(image)
-        for operation in draw_operations(augmentation, rng):
-            image = apply_operation(image, operation, self._fill)
-        return np.asarray(image)
+        return Draws(
+            crop=draw_crop(augmentation, width, height, rng),
+            flip=bool(rng.random() < augmentation.flip_probability),
+            operations=draw_operations(augmentation, rng),
+            erasing_box=draw_erasing_box(augmentation, image_size, rng),
+        )
+
+    def shrink(self, picture: Picture, draws: Sequence[Draws], image_size: int) -> int:
+        """By how much decoding may divide the picture's size so that none of its crops has to be enlarged for it."""
+        if not self._scaled_decoding:
+            return 1
+        return picture.shrink_for(min(min(drawn.crop[2:]) for drawn in draws) / image_size)
+
+    def render(self, pixels: np.ndarray, shrink: int, draws: Draws, image_size: int) -> np.ndarray:
+        """The crop that was drawn of a picture decoded at 1 ÷ `shrink`: uint8 (image_size, image_size, 3)."""
+        crop = (_resized_crop if self._scaled_decoding else _resized_crop_as_pillow)(
+            pixels, draws.crop, shrink, image_size
+        )
+        if self.on_device:
+            return crop
+        if draws.flip:
+            crop = crop[:, ::-1]
+        for operation in draws.operations:
+            crop = apply_operation(crop, operation, self._fill)
+        return crop
 
 
 class EvalTransform:
@@ -60,10 +115,39 @@ class EvalTransform:
         self.image_size = image_size
         self._short_side = round(image_size * resize_ratio)
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """The centre of an RGB picture: uint8 (image_size, image_size, 3)."""
-        image = F.resize(image, [self._short_side], interpolation=InterpolationMode.BICUBIC)
+    def __call__(self, picture: Picture) -> np.ndarray:
+        """The centre of a picture: uint8 (image_size, image_size, 3). Decoded in full, resampled by Pillow, always."""
+        image = F.resize(Image.fromarray(picture.pixels()), [self._short_side], interpolation=InterpolationMode.BICUBIC)
         return np.asarray(F.center_crop(image, [self.image_size, self.image_size]))
+
+
+def _resized_crop(pixels: np.ndarray, crop: Box, shrink: int, image_size: int) -> np.ndarray:
+    """A crop of a picture, resampled: bicubic with antialiasing, which is Pillow's, within a level or two.
+
+    Args:
+        pixels: of the picture decoded at 1 ÷ `shrink` of its size.
+        crop: of the picture at its full size.
+    """
+    top, left, height, width = crop
+    if shrink == 1:
+        # Torch's kernel does the same sums as Pillow in a fraction of the time, but knows only whole pixels.
+        part = torch.from_numpy(pixels[top : top + height, left : left + width].copy()).permute(2, 0, 1)[None]
+        size = (image_size, image_size)
+        part = torch_functional.interpolate(part, size=size, mode="bicubic", antialias=True, align_corners=False)
+        return part[0].permute(1, 2, 0).numpy()
+    x, y = left / shrink, top / shrink
+    first_x, first_y = int(x), int(y)
+    last_x, last_y = math.ceil(x + width / shrink), math.ceil(y + height / shrink)
+    part = Image.fromarray(pixels[first_y:last_y, first_x:last_x])
+    x, y = x - first_x, y - first_y
+    box = (x, y, min(x + width / shrink, part.width), min(y + height / shrink, part.height))
+    return np.asarray(part.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
+
+
+def _resized_crop_as_pillow(pixels: np.ndarray, crop: Box, _shrink: int, image_size: int) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    image = F.resized_crop(image, *crop, size=[image_size, image_size], interpolation=InterpolationMode.BICUBIC)
+    return np.asarray(image)
 
 
 def draw_crop(augmentation: AugmentationConfig, width: int, height: int, rng: np.random.Generator) -> Box:
@@ -104,13 +188,6 @@ def draw_erasing_box(augmentation: AugmentationConfig, image_size: int, rng: np.
     return 0, 0, 0, 0
 
 
-class Operation(NamedTuple):
-    """One operation of RandAugment: what, and how strong."""
-
-    name: str  # a key of OPERATIONS
-    strength: float  # -1 to 1: magnitude ÷ 10; the sign is the direction, where an operation has one
-
-
 def draw_operations(augmentation: AugmentationConfig, rng: np.random.Generator) -> list[Operation]:
     """The operations that RandAugment applies to an image, in order (METHOD.md: `rand-m9-mstd0.5-inc1`).
 
@@ -126,94 +203,131 @@ def draw_operations(augmentation: AugmentationConfig, rng: np.random.Generator) 
     return operations
 
 
-def apply_operation(image: Image.Image, operation: Operation, fill: tuple[int, ...]) -> Image.Image:
-    """An RGB picture after one operation, the same size; `fill` is the colour (0 to 255) of what moves in."""
-    return OPERATIONS[operation.name](image, operation.strength, fill)
+def apply_operation(pixels: np.ndarray, operation: Operation, fill: tuple[int, ...]) -> np.ndarray:
+    """A picture after one operation: uint8 (H, W, 3), a new array; `fill` is the colour (0 to 255) of what moves in."""
+    return OPERATIONS[operation.name](pixels, operation.strength, fill)
 
 
-# -- the operations: (picture, strength from -1 to 1, fill) -> picture ------------------------------------------------
+# -- how strong an operation is, from its strength, -1 to 1 -----------------------------------------------------------
 #
 # "Increasing" is RandAugment's variant in which a larger magnitude always means a larger change. Ranges are those of
 # METHOD.md's recipe, which are not the ranges of torchvision's RandAugment.
 
 
-def _autocontrast(image: Image.Image, _strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.autocontrast(image)
+def kept_bits(strength: float) -> int:
+    """Of posterize: 0 to 4. At full strength no bit is kept and the picture is black, which Pillow refuses to draw."""
+    return 4 - int(abs(strength) * 4)
 
 
-def _equalize(image: Image.Image, _strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.equalize(image)
+def solarize_threshold(strength: float) -> int:
+    """Levels from it on, 0 to 256, are inverted."""
+    return 256 - int(abs(strength) * 256)
 
 
-def _invert(image: Image.Image, _strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.invert(image)
+def solarize_added(strength: float) -> int:
+    """What is added to levels below 128."""
+    return min(128, int(abs(strength) * 110))
 
 
-def _posterize(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    bits = 4 - int(abs(strength) * 4)
-    # At full strength no bit is kept, and the picture is black. Pillow and torchvision refuse to keep none.
-    return F.posterize(image, bits) if bits else Image.new("RGB", image.size)
-
-
-def _solarize(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.solarize(image, 256 - int(abs(strength) * 256))
-
-
-def _solarize_add(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    added = min(128, int(abs(strength) * 110))
-    return image.point([value + added if value < 128 else value for value in range(256)] * 3)
-
-
-def _color(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_saturation(image, _enhancement(strength))
-
-
-def _contrast(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_contrast(image, _enhancement(strength))
-
-
-def _brightness(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_brightness(image, _enhancement(strength))
-
-
-def _sharpness(image: Image.Image, strength: float, _fill: tuple[int, ...]) -> Image.Image:
-    return F.adjust_sharpness(image, _enhancement(strength))
-
-
-def _enhancement(strength: float) -> float:
+def enhancement(strength: float) -> float:
     """Factor around 1, which changes nothing: 0.1 to 1.9."""
     return max(0.1, 1.0 + 0.9 * strength)
 
 
-def _rotate(image: Image.Image, strength: float, fill: tuple[int, ...]) -> Image.Image:
-    return F.rotate(image, 30.0 * strength, interpolation=InterpolationMode.BICUBIC, fill=list(fill))
+# -- the operations: (pixels, strength from -1 to 1, fill) -> pixels --------------------------------------------------
+#
+# Arithmetic on levels in numpy, which costs no conversion; what needs neighbours or luma in Pillow, which does it well.
 
 
-def _shear_x(image: Image.Image, strength: float, fill: tuple[int, ...]) -> Image.Image:
-    return _affine(image, (1, 0.3 * strength, 0, 0, 1, 0), fill)
+def _autocontrast(pixels: np.ndarray, _strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    levels, tables = np.arange(256), []
+    for low, high in image.getextrema():
+        scale = 255 / (high - low) if high > low else 1.0
+        offset = -low * scale if high > low else 0.0
+        tables.append(np.clip(np.trunc(levels * scale + offset), 0, 255))
+    return _through_tables(image, tables)
 
 
-def _shear_y(image: Image.Image, strength: float, fill: tuple[int, ...]) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0.3 * strength, 1, 0), fill)
+def _equalize(pixels: np.ndarray, _strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    tables = []
+    for counts in np.array(image.histogram()).reshape(3, 256):
+        step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
+        below = np.cumsum(counts) - counts
+        tables.append(np.minimum((below + step // 2) // step, 255) if step else np.arange(256))
+    return _through_tables(image, tables)
 
 
-def _translate_x(image: Image.Image, strength: float, fill: tuple[int, ...]) -> Image.Image:
-    return _affine(image, (1, 0, 0.45 * strength * image.width, 0, 1, 0), fill)
+def _through_tables(image: Image.Image, tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Each channel's levels replaced from its table of 256."""
+    return np.asarray(image.point(np.concatenate(tables).astype(int).tolist()))
 
 
-def _translate_y(image: Image.Image, strength: float, fill: tuple[int, ...]) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, 0.45 * strength * image.height), fill)
+def _invert(pixels: np.ndarray, _strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    return ~pixels
 
 
-def _affine(image: Image.Image, output_to_input: tuple[float, ...], fill: tuple[int, ...]) -> Image.Image:
-    """Pixel (x, y) is read at (a x + b y + c, d x + e y + f): about the corner, where torchvision's affine is about
-    the centre."""
-    return image.transform(
-        image.size, Image.Transform.AFFINE, output_to_input, resample=Image.Resampling.BICUBIC, fillcolor=fill
-    )
+def _posterize(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    return pixels & np.uint8(0xFF << (8 - kept_bits(strength)) & 0xFF)
 
 
-OPERATIONS: dict[str, Callable[[Image.Image, float, tuple[int, ...]], Image.Image]] = {
+def _solarize(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    levels = np.arange(256, dtype=np.uint8)
+    return np.where(levels < solarize_threshold(strength), levels, ~levels)[pixels]
+
+
+def _solarize_add(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    levels = np.arange(256, dtype=np.uint8)
+    return np.where(levels < 128, levels + np.uint8(solarize_added(strength)), levels)[pixels]
+
+
+def _brightness(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    return _blend_with_grey(pixels, 0, strength)
+
+
+def _contrast(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    mean = np.asarray(Image.fromarray(pixels).convert("L")).mean()
+    return _blend_with_grey(pixels, int(mean + 0.5), strength)
+
+
+def _blend_with_grey(pixels: np.ndarray, grey: int, strength: float) -> np.ndarray:
+    """From one grey to the picture and, where the factor is above 1, beyond; in single precision, as Pillow does."""
+    levels = np.arange(256, dtype=np.float32)
+    blended = np.float32(grey) + np.float32(enhancement(strength)) * (levels - np.float32(grey))
+    return np.clip(blended, 0, 255).astype(np.uint8)[pixels]
+
+
+def _color(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(ImageEnhance.Color(Image.fromarray(pixels)).enhance(enhancement(strength)))
+
+
+def _sharpness(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(ImageEnhance.Sharpness(Image.fromarray(pixels)).enhance(enhancement(strength)))
+
+
+def _rotate(pixels: np.ndarray, strength: float, fill: tuple[int, ...]) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    return np.asarray(image.rotate(30.0 * strength, resample=Image.Resampling.BICUBIC, fillcolor=fill))
+
+
+def _shear_x(pixels: np.ndarray, strength: float, fill: tuple[int, ...]) -> np.ndarray:
+    return shear_x(pixels, 0.3 * strength, fill)
+
+
+def _shear_y(pixels: np.ndarray, strength: float, fill: tuple[int, ...]) -> np.ndarray:
+    return shear_y(pixels, 0.3 * strength, fill)
+
+
+def _translate_x(pixels: np.ndarray, strength: float, fill: tuple[int, ...]) -> np.ndarray:
+    return translate_x(pixels, 0.45 * strength * pixels.shape[1], fill)
+
+
+def _translate_y(pixels: np.ndarray, strength: float, fill: tuple[int, ...]) -> np.ndarray:
+    return translate_y(pixels, 0.45 * strength * pixels.shape[0], fill)
+
+
+OPERATIONS: dict[str, Callable[[np.ndarray, float, tuple[int, ...]], np.ndarray]] = {
     "AutoContrast": _autocontrast,
     "Equalize": _equalize,
     "Invert": _invert,

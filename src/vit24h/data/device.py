@@ -1,4 +1,4 @@
-"""What happens to a whole batch on the device: normalisation, random erasing, mixup or cutmix.
+"""What happens to a whole batch on the device: normalisation, random erasing, mixup or cutmix; RandAugment if it is to.
 
 Batches arrive as uint8, so that a quarter of the bytes cross the bus, and become float here.
 
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from vit24h.config import AugmentationConfig
 from vit24h.data.augment import Box
+from vit24h.data.device_randaugment import flip_and_randaugment
 from vit24h.data.loader import Batch
 from vit24h.data.randomness import Stream, generator
 
@@ -42,6 +43,8 @@ class DeviceAugment:
         self._augmentation = augmentation
         self._mean = mean
         self._std = std
+        self._fill = tuple(round(255 * channel) for channel in mean)
+        self._constants: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
         self._num_classes = num_classes
         self._seed = seed
 
@@ -54,23 +57,27 @@ class DeviceAugment:
                 `F.cross_entropy(logits, targets, label_smoothing=…)` smooths soft targets just as well, smoothing
                 and mixing being linear.
         """
-        images = self.normalise(batch.images)
+        images = batch.images
+        if batch.draws is not None:
+            images = flip_and_randaugment(images, batch.draws, self._fill)
+        images = self.normalise(images)
         if self._augmentation.erasing_probability > 0:
-            images = _erase(images, batch.erasing_boxes, self._noise(images, batch))
+            erase = _erase_by_box if images.device.type == "cpu" else _erase_by_mask
+            images = erase(images, batch.erasing_boxes, self._noise(images.device, batch))
         targets = F.one_hot(batch.labels, self._num_classes).float()
         return self._mix(images, targets, generator(Stream.MIX, self._seed, batch.epoch, batch.position))
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, H, W) to float32 of mean 0 and deviation 1 on ImageNet; all that evaluation does."""
-        mean = torch.tensor(self._mean, device=images.device).view(1, 3, 1, 1) * 255
-        std = torch.tensor(self._std, device=images.device).view(1, 3, 1, 1) * 255
-        return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
+        if images.device not in self._constants:  # made once: bringing them to a GPU makes the host wait for it
+            mean, std = torch.tensor([self._mean, self._std], device=images.device).view(2, 1, 3, 1, 1) * 255
+            self._constants[images.device] = mean, std
+        mean, std = self._constants[images.device]
+        return images.contiguous().to(torch.float32).sub_(mean).div_(std)
 
-    def _noise(self, images: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def _noise(self, device: torch.device, batch: Batch) -> torch.Generator:
         seed = generator(Stream.ERASING_NOISE, self._seed, batch.epoch, batch.position).integers(2**63)
-        return torch.randn(
-            images.shape, device=images.device, generator=torch.Generator(images.device).manual_seed(int(seed))
-        )
+        return torch.Generator(device).manual_seed(int(seed))
 
     def _mix(
         self, images: torch.Tensor, targets: torch.Tensor, rng: np.random.Generator
@@ -113,11 +120,45 @@ def draw_cutmix_box(height: int, width: int, share: float, rng: np.random.Genera
     return top, left, bottom - top, right - left
 
 
-def _erase(images: torch.Tensor, boxes: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """`images` with `noise` inside each one's box."""
+def _erase_by_mask(images: torch.Tensor, boxes: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+    """`images` with noise inside each one's box. Draws noise for all pixels, so that a GPU is never asked for a box."""
     top, left, height, width = boxes[:, :, None].unbind(1)  # (B, 1) each
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     inside_rows = (rows >= top) & (rows < top + height)  # (B, H)
     inside_columns = (columns >= left) & (columns < left + width)  # (B, W)
-    return torch.where((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], noise, images)
+    everywhere = torch.randn(images.shape, device=images.device, generator=noise)
+    return torch.where((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], everywhere, images)
+
+
+def _erase_by_box(images: torch.Tensor, boxes: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+    """As `_erase_by_mask`, in place, and with no more noise than is needed: on a CPU it is dearer than all the rest."""
+    for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True):
+        if height:
+            shape = (images.shape[1], height, width)
+            image[:, top : top + height, left : left + width] = torch.randn(shape, generator=noise)
+    return images
+
+
+class DeviceCopy:
+    """Brings batches to the device; to a GPU on a stream of its own, while the step before is still being computed.
+
+    Args:
+        device: where to. Batches for a GPU should lie in page-locked memory.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The same batch on the device; what is computed from now on finds it there."""
+        if self._stream is None:
+            return batch.to(self._device)
+        with torch.cuda.stream(self._stream):
+            moved = batch.to(self._device, non_blocking=True)
+        using = torch.cuda.current_stream(self._device)
+        using.wait_stream(self._stream)
+        for tensor in moved.tensors():  # or the stream that made them might reuse their memory too early
+            tensor.record_stream(using)
+        return moved

@@ -29,16 +29,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from vit24h.data.augment import Box, EvalTransform, TrainTransform
-from vit24h.data.decode import CorruptImageError, UnreadableImageError, load_image
+from vit24h.data.augment import Draws, EvalTransform, TrainTransform
+from vit24h.data.decode import CorruptImageError, Picture, UnreadableImageError, load_image
 from vit24h.data.index import ImageSource
 from vit24h.data.order import EpochOrder
 from vit24h.data.randomness import Stream, generator
@@ -48,6 +47,8 @@ from vit24h.processes import signal_when_parent_dies
 REPLACEMENT_TRIES = 10
 EVAL_PREFETCH_BATCHES = 2
 _NONE = -1
+
+Decoded = TypeVar("Decoded")
 
 
 class LoaderFault(UserError):  # noqa: N818
@@ -82,6 +83,7 @@ class Batch:
     image_size: int  # H and W
     last_of_epoch: bool  # the next batch is the first of the next epoch
     incidents: list[dict[str, Any]]  # corrupt images that were replaced: kind, path, reason, replaced_by
+    draws: list[Draws] | None = None  # where flip and RandAugment are left to the device: what was drawn for each image
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -91,9 +93,14 @@ class Batch:
         """The same batch in page-locked memory, from which a copy to the GPU can overlap the step."""
         return self._with_tensors(torch.Tensor.pin_memory)
 
+    def tensors(self) -> list[torch.Tensor]:
+        return list(self._tensors().values())
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if torch.is_tensor(getattr(self, f.name))}
+
     def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if torch.is_tensor(getattr(self, f.name))}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        return replace(self, **{name: change(tensor) for name, tensor in self._tensors().items()})
 
 
 class TrainLoader:
@@ -106,8 +113,7 @@ class TrainLoader:
     Args:
         images: the training split.
         order: which image at which position of an epoch.
-        transform: makes a crop of a picture.
-        erasing: draws the box to erase of a crop, from (image_size, rng).
+        transform: makes crops of a picture.
         seed: of the run; with epoch and position it fixes a sample's augmentation.
         workers: processes; 0 prepares each batch in the calling process when it is asked for.
         prefetch_batches: batches each worker prepares ahead.
@@ -128,7 +134,6 @@ class TrainLoader:
         images: ImageSource,
         order: EpochOrder,
         transform: TrainTransform,
-        erasing: Callable[[int, np.random.Generator], Box],
         *,
         seed: int,
         workers: int,
@@ -144,7 +149,7 @@ class TrainLoader:
         first = next(requests)  # what is wrong with the plan is found before there are workers
         self._activity = _Activity(images, workers)
         self._processes = _Processes(
-            _TrainBatches(images, transform, erasing, seed, self._activity),
+            _TrainBatches(images, transform, order.repeats, seed, self._activity),
             itertools.chain([first], requests),
             workers=workers,
             prefetch_batches=prefetch_batches,
@@ -318,13 +323,13 @@ class _TrainBatches(TorchDataset):
         self,
         images: ImageSource,
         transform: TrainTransform,
-        erasing: Callable[[int, np.random.Generator], Box],
+        repeats: int,
         seed: int,
         activity: _Activity,
     ):
         self._images = images
         self._transform = transform
-        self._erasing = erasing
+        self._repeats = repeats
         self._seed = seed
         self._activity = activity
 
@@ -334,18 +339,16 @@ class _TrainBatches(TorchDataset):
         labels = np.empty(count, np.int64)
         boxes = np.empty((count, 4), np.int32)
         incidents: list[dict[str, Any]] = []
-        asked_for = None
-        for sample, (index, position) in enumerate(zip(request.image_indices, request.positions, strict=True)):
-            if index != asked_for:  # repeated augmentation: the crops of an image are neighbours, decoded once
-                asked_for = index
-                try:
-                    picture, label = self._load_or_replace(int(index), incidents)
-                except UserError as error:
-                    return error  # as a value: raised here, it would reach the user inside a traceback
-            rng = generator(Stream.SAMPLE, self._seed, request.epoch, int(position))
-            pixels[sample] = self._transform(picture, size, rng)
-            labels[sample] = label
-            boxes[sample] = self._erasing(size, rng)
+        draws: list[Draws] = []
+        groups = itertools.groupby(range(count), key=lambda sample: int(request.positions[sample]) // self._repeats)
+        for group, samples in groups:
+            try:
+                crops = self._crops(request, group, samples := list(samples), incidents)
+            except UserError as error:
+                return error  # as a value: raised here, it would reach the user inside a traceback
+            for sample, (crop, label, drawn) in zip(samples, crops, strict=True):
+                pixels[sample], labels[sample], boxes[sample] = crop, label, drawn.erasing_box
+                draws.append(drawn)
         self._activity.at(_NONE)
         return Batch(
             images=_channels_first(pixels),
@@ -356,10 +359,38 @@ class _TrainBatches(TorchDataset):
             image_size=size,
             last_of_epoch=request.last_of_epoch,
             incidents=incidents,
+            draws=draws if self._transform.on_device else None,
         )
 
-    def _load_or_replace(self, index: int, incidents: list[dict[str, Any]]) -> tuple[Image.Image, int]:
-        """Picture and label of an image, or of the first one after it in the index that is not corrupt."""
+    def _crops(
+        self, request: _Request, group: int, samples: list[int], incidents: list[dict[str, Any]]
+    ) -> list[tuple[np.ndarray, int, Draws]]:
+        """Crop, label and draws of samples that show one image: repeated augmentation makes them neighbours.
+
+        The image is decoded once, as finely as the finest crop of its whole group needs it, even where the others are
+        in another batch or another process: so a sample's pixels do not depend on where batches begin.
+        """
+        index = int(request.image_indices[samples[0]])
+        size = request.image_size
+
+        def draw_group(picture: Picture) -> list[Draws]:
+            first = group * self._repeats
+            rngs = (generator(Stream.SAMPLE, self._seed, request.epoch, first + crop) for crop in range(self._repeats))
+            return [self._transform.draw(picture.width, picture.height, size, rng) for rng in rngs]
+
+        def decode(picture: Picture) -> tuple[np.ndarray, int, list[Draws]]:
+            draws = draw_group(picture)
+            shrink = self._transform.shrink(picture, draws, size)
+            return picture.pixels(shrink), shrink, draws
+
+        (pixels, shrink, draws), label = self._load_or_replace(index, decode, incidents)
+        mine = [draws[int(request.positions[sample]) % self._repeats] for sample in samples]
+        return [(self._transform.render(pixels, shrink, drawn, size), label, drawn) for drawn in mine]
+
+    def _load_or_replace(
+        self, index: int, decode: Callable[[Picture], Decoded], incidents: list[dict[str, Any]]
+    ) -> tuple[Decoded, int]:
+        """An image decoded, and its label; or those of the first one after it in the index that is not corrupt."""
         corrupt: list[tuple[str, str]] = []
         readable = False
         for candidate in range(index, index + 1 + REPLACEMENT_TRIES):
@@ -367,7 +398,7 @@ class _TrainBatches(TorchDataset):
             path = str(self._images.path(candidate))
             self._activity.at(candidate)
             try:
-                picture = _load(self._images, candidate)
+                decoded = decode(_load(self._images, candidate))
             except CorruptImageError as error:
                 corrupt.append((path, str(error)))
                 readable |= not isinstance(error, UnreadableImageError)
@@ -375,7 +406,7 @@ class _TrainBatches(TorchDataset):
             incidents += [
                 {"kind": "corrupt_image", "path": bad, "reason": reason, "replaced_by": path} for bad, reason in corrupt
             ]
-            return picture, int(self._images.labels[candidate])
+            return decoded, int(self._images.labels[candidate])
         path, reason = corrupt[0]
         raise (UserError if readable else DatasetGoneError)(
             f"{path}: {reason}, and so are the {REPLACEMENT_TRIES} images after it in its folder or the next: expected "
@@ -410,7 +441,7 @@ class _EvalBatches(TorchDataset):
         return _channels_first(pixels), torch.from_numpy(labels)
 
 
-def _load(images: ImageSource, index: int) -> Image.Image:
+def _load(images: ImageSource, index: int) -> Picture:
     """`load_image`, but a dataset that is gone for a while is not taken for a corrupt image."""
     try:
         return load_image(images, index)

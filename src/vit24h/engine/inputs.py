@@ -19,7 +19,6 @@ from vit24h.data import (
     EvalTransform,
     TrainLoader,
     TrainTransform,
-    draw_erasing_box,
     draw_images,
     open_dataset,
 )
@@ -67,6 +66,11 @@ def epoch_order(config: Config, dataset: Dataset) -> EpochOrder:
     return order
 
 
+def train_transform(config: Config) -> TrainTransform:
+    """What a configuration does to a training image in the loader's processes."""
+    return TrainTransform(config.augmentation, config.data.mean, scaled_decoding=config.data.scaled_decoding)
+
+
 def train_loader(
     config: Config,
     dataset: Dataset,
@@ -79,12 +83,10 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> TrainLoader:
-    augmentation = config.augmentation
     return TrainLoader(
         dataset.train,
         order,
-        TrainTransform(augmentation, config.data.mean),
-        lambda image_size, rng: draw_erasing_box(augmentation, image_size, rng),
+        train_transform(config),
         seed=config.seed,
         workers=select_workers(config.runtime.workers, device),
         prefetch_batches=config.runtime.prefetch_batches,

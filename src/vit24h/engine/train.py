@@ -23,7 +23,7 @@ from torch import Tensor
 from vit24h import schedules
 from vit24h.budget import PHASES, BudgetClock, Position
 from vit24h.config import Config, read_config
-from vit24h.data import Batch, BatchPlan, Dataset, EvalLoader, TrainLoader
+from vit24h.data import Batch, BatchPlan, Dataset, DeviceCopy, EvalLoader, TrainLoader
 from vit24h.engine import device as devices
 from vit24h.engine import inputs
 from vit24h.engine.checkpoint import load_newest_checkpoint, save_checkpoint
@@ -183,7 +183,7 @@ class Training:
         self.average = WeightAverage(model, config.optimizer.ema_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, build_optimizer(model, config.optimizer))
         augment = inputs.device_augment(config, len(dataset.classes))
-        self.normalize = augment.normalise
+        self.normalize, self.to_device = augment.normalise, DeviceCopy(self.device)
         self.step = TrainStep(
             self.accelerator,
             self.model,
@@ -237,7 +237,7 @@ class Training:
                     self._begin_stage(batch.image_size)
 
                 learning_rate = self.learning_rate()
-                loss = self.step(batch.to(self.device, non_blocking=True), learning_rate)
+                loss = self.step(self.to_device(batch), learning_rate)
 
                 batch_size = len(batch.labels) * self.team.size
                 position.advance(batch_size, last_of_epoch=batch.last_of_epoch)

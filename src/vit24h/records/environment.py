@@ -14,7 +14,7 @@ from typing import Any
 
 from vit24h import __version__, paths
 
-_PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow", "triton", "safetensors")
+_PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow", "simplejpeg", "triton", "safetensors")
 
 
 def capture_environment(
