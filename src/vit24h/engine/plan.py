@@ -27,7 +27,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from vit24h.config import Config
-from vit24h.data import Batch, BatchPlan, Dataset, ImageSource, TrainLoader
+from vit24h.data import Batch, BatchPlan, Dataset, DeviceCopy, ImageSource, TrainLoader
 from vit24h.engine import device as devices
 from vit24h.engine import inputs
 from vit24h.engine.checkpoint import save_checkpoint
@@ -175,6 +175,7 @@ class _Bench:
         self._model = build_model(config.model, num_classes=len(dataset.classes)).to(device)
         self.facts = {"precision": precision, "parameters": sum(p.numel() for p in self._model.parameters())}
         self._step: TrainStep | None = None
+        self._to_device = DeviceCopy(device)
 
     def prepare(self) -> None:
         """What a run does before its clock counts."""
@@ -261,7 +262,7 @@ class _Bench:
         row = 1 if ahead else max(self.workers, 1)
         with self._loader(size) as loader:
             for _ in range(row):
-                self._train_on(next(loader).to(self.device, non_blocking=True))
+                self._train_on(self._to_device(next(loader)))
             devices.synchronize(self.device)
             if ahead and self.device.type == "cpu":
                 # The workers take cores away from the step while they still fill the queue; in a run it is full.
@@ -273,7 +274,7 @@ class _Bench:
                     waiting_since = time.perf_counter()
                     batch = next(loader)
                     waited_s += time.perf_counter() - waiting_since
-                    self._train_on(batch.to(self.device, non_blocking=True))
+                    self._train_on(self._to_device(batch))
                 devices.synchronize(self.device)
                 done += row
                 if ahead:
