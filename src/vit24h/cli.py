@@ -85,6 +85,27 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(options: argparse.Namespace) -> int:
+    profile = options.profile or "full"
+    names = options.configs or DEFAULT_ARMS
+    configs = [load_config(config_of(name), profile=profile, overrides=_overrides(options)) for name in names]
+
+    from vit24h import planning
+    from vit24h.progress import PlanDisplay
+    from vit24h.report import plan as report
+
+    out = options.out or planning.default_path(configs)
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder: give the file that is to be written, such as {out / 'plan.json'}")
+    question = planning.Question(options.gpu_hours, options.target_epochs)
+    with PlanDisplay() as display:
+        found = planning.plan(configs, question, minutes=options.minutes, progress=display.update)
+    planning.write_plan(out, found)
+    figures = report.save_figure(found, out)
+    print(f"{report.to_text(found)}\n\nplan: {out}, {', '.join(path.name for path in figures)}")
+    return 0
+
+
 def _suite(options: argparse.Namespace) -> int:
     if options.quick and options.profile not in (None, "quick"):
         raise UserError(f"--quick is --profile quick: it does not go with --profile {options.profile}")
@@ -122,27 +143,6 @@ def _doctor(options: argparse.Namespace) -> int:
     if not options.brief:
         print(doctor.summary(checks))
     return 2 if any(check.state == "fail" for check in checks) else 0
-
-
-def _plan(options: argparse.Namespace) -> int:
-    profile = options.profile or "full"
-    names = options.configs or DEFAULT_ARMS
-    configs = [load_config(config_of(name), profile=profile, overrides=_overrides(options)) for name in names]
-
-    from vit24h import planning
-    from vit24h.progress import PlanDisplay
-    from vit24h.report import plan as report
-
-    out = options.out or planning.default_path(configs)
-    if out.is_dir():
-        raise UserError(f"--out {out}: is a folder: give the file that is to be written, such as {out / 'plan.json'}")
-    question = planning.Question(options.gpu_hours, options.target_epochs)
-    with PlanDisplay() as display:
-        found = planning.plan(configs, question, minutes=options.minutes, progress=display.update)
-    planning.write_plan(out, found)
-    figures = report.save_figure(found, out)
-    print(f"{report.to_text(found)}\n\nplan: {out}, {', '.join(path.name for path in figures)}")
-    return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -229,6 +229,24 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, help="the same as --set seed=K")
     _add_data_and_overrides(train)
 
+    plan = _command(
+        commands,
+        "plan",
+        _plan,
+        "measure for a minute what training takes here, and predict what a budget buys",
+        "vit24h plan paper/combined --data /data/imagenet --gpu-hours 24",
+    )
+    plan.add_argument(
+        "configs", nargs="*", metavar="CONFIG", help=f"what is to be trained (default: {' '.join(DEFAULT_ARMS)})"
+    )
+    plan.add_argument("--profile", help="a YAML file, or one of configs/profiles (default: full)")
+    asked = plan.add_mutually_exclusive_group()
+    asked.add_argument("--gpu-hours", type=_positive, metavar="H", help="what do H hours buy (default: the profile's)")
+    asked.add_argument("--target-epochs", type=_positive, metavar="N", help="how many hours do N epochs take")
+    plan.add_argument("--minutes", type=_positive, metavar="M", help="of measuring in all (default: one a CONFIG)")
+    plan.add_argument("--out", type=Path, metavar="FILE.json", help="default: runs/plan-NAME.json; figures beside it")
+    _add_data_and_overrides(plan)
+
     suite = _command(
         commands,
         "suite",
@@ -258,24 +276,6 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--folder", type=Path, help="where it is to be written (default: runs/)")
     doctor.add_argument("--brief", action="store_true", help="say only what is not as it should be")
     _add_data_and_overrides(doctor)
-
-    plan = _command(
-        commands,
-        "plan",
-        _plan,
-        "measure for a minute what training takes here, and predict what a budget buys",
-        "vit24h plan paper/combined --data /data/imagenet --gpu-hours 24",
-    )
-    plan.add_argument(
-        "configs", nargs="*", metavar="CONFIG", help=f"what is to be trained (default: {' '.join(DEFAULT_ARMS)})"
-    )
-    plan.add_argument("--profile", help="a YAML file, or one of configs/profiles (default: full)")
-    asked = plan.add_mutually_exclusive_group()
-    asked.add_argument("--gpu-hours", type=_positive, metavar="H", help="what do H hours buy (default: the profile's)")
-    asked.add_argument("--target-epochs", type=_positive, metavar="N", help="how many hours do N epochs take")
-    plan.add_argument("--minutes", type=_positive, metavar="M", help="of measuring in all (default: one a CONFIG)")
-    plan.add_argument("--out", type=Path, metavar="FILE.json", help="default: runs/plan-NAME.json; figures beside it")
-    _add_data_and_overrides(plan)
 
     evaluate = _command(
         commands,

@@ -67,6 +67,31 @@ class TrainDisplay:
             print(f"{self._title}: {text}", file=self._stream, flush=True)
 
 
+def describe(status: Mapping[str, Any]) -> list[str]:
+    """A training run's state in a few words each.
+
+    Args:
+        status: `image_size` in pixels, `epochs`, `top1` in percent, `images_per_s`, `waiting_share` of the time spent
+            waiting for data, `left_s`; None for what is not known yet.
+    """
+    parts = [f"{status['image_size']} px", f"epoch {status['epochs']:.2f}"]
+    if status["images_per_s"] is not None:
+        parts.append(f"{status['images_per_s']:,.0f} images/s")
+    if status["waiting_share"] >= _WAITING_WORTH_A_WORD:
+        parts.append(f"{status['waiting_share']:.0%} waiting for data")
+    parts.append("top-1 -" if status["top1"] is None else f"top-1 {status['top1']:.2f} %")
+    if status["left_s"] is not None:
+        parts.append(f"{duration(status['left_s'])} left")
+    return parts
+
+
+def duration(seconds: float) -> str:
+    """`7:05` minutes, or `23:07:05` hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 class PlanDisplay:
     """How far the measuring of a plan is: a bar on a terminal, a line each round in a log."""
 
@@ -91,28 +116,3 @@ class PlanDisplay:
         elif self._last != (names, number):
             print(f"measuring {names}: round {number} of {rounds}", file=self._stream, flush=True)
         self._last = (names, number)
-
-
-def describe(status: Mapping[str, Any]) -> list[str]:
-    """A training run's state in a few words each.
-
-    Args:
-        status: `image_size` in pixels, `epochs`, `top1` in percent, `images_per_s`, `waiting_share` of the time spent
-            waiting for data, `left_s`; None for what is not known yet.
-    """
-    parts = [f"{status['image_size']} px", f"epoch {status['epochs']:.2f}"]
-    if status["images_per_s"] is not None:
-        parts.append(f"{status['images_per_s']:,.0f} images/s")
-    if status["waiting_share"] >= _WAITING_WORTH_A_WORD:
-        parts.append(f"{status['waiting_share']:.0%} waiting for data")
-    parts.append("top-1 -" if status["top1"] is None else f"top-1 {status['top1']:.2f} %")
-    if status["left_s"] is not None:
-        parts.append(f"{duration(status['left_s'])} left")
-    return parts
-
-
-def duration(seconds: float) -> str:
-    """`7:05` minutes, or `23:07:05` hours."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
