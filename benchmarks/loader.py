@@ -7,6 +7,9 @@ Two tables. The *recipe*: read, decode, crop, flip, RandAugment, random erasing,
 image in three crops one after another; on one core without a process beside, and on all cores with a worker each.
 *Crop and decode alone*: crop and flip to a uint8 batch, each image once, on one core, from equal stored images.
 
+And how far crops decoded at a fraction of the size are from crops of the whole picture resampled by Pillow, which is
+what the paper's code trained on: PSNR over three crops of every image.
+
 Every round measures every loader at every size once, so that what else the machine does hits all of them; a figure is
 the median over the rounds, a ratio the median of the rounds' ratios. timm and FFCV are no dependencies of the project:
 timm comes with the tests' packages; FFCV is measured where it is installed, and said to be missing where it is not.
@@ -20,6 +23,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import math
 import os
 import random
 import statistics
@@ -40,6 +44,7 @@ from PIL import Image
 
 from vit24h.config import load_config
 from vit24h.data import BatchPlan, DeviceAugment, EpochOrder, ImageSource, TrainLoader, TrainTransform, open_dataset
+from vit24h.data.decode import load_image
 from vit24h.records.environment import capture_environment
 from vit24h.report import style
 
@@ -82,7 +87,7 @@ def main() -> None:
             **ffcv_alone(equal, Path(scratch)),
         }
         results += measure("crop and decode", alone, 1, options)
-        write(options, folder, results)
+        write(options, folder, results, [fidelity(folder, size) for size in options.sizes])
 
 
 def parse() -> argparse.Namespace:
@@ -372,7 +377,37 @@ def images_per_s(batches: Batches, crops: int, cores: int) -> float:
 # -- what is left of it ------------------------------------------------------------------------------------------------
 
 
-def write(options: argparse.Namespace, folder: Path, results: list[dict[str, Any]]) -> None:
+def fidelity(folder: Path, size: int) -> dict[str, Any]:
+    """PSNR, in decibels, of crops with scaled decoding against the same crops without it."""
+    bare = dataclasses.replace(PAPER.augmentation, randaugment_ops=0)
+    scaled, exact = (TrainTransform(bare, PAPER.data.mean, scaled_decoding=switch) for switch in (True, False))
+    images = open_dataset(folder).train
+    psnr: list[float] = []
+    decoded_at: dict[int, int] = {}
+    for index in range(len(images)):
+        picture = load_image(images, index)
+        rngs = [[np.random.default_rng([index, crop]) for crop in range(REPEATS)] for _ in range(3)]
+        draws = [scaled.draw(picture.width, picture.height, size, rng) for rng in rngs[0]]
+        shrink = scaled.shrink(picture, draws, size)
+        decoded_at[shrink] = decoded_at.get(shrink, 0) + 1
+        pairs = zip(scaled.crops(picture, size, rngs[1]), exact.crops(picture, size, rngs[2]), strict=True)
+        for one, other in pairs:
+            error = float(((one.astype(float) - other) ** 2).mean())
+            psnr.append(10 * math.log10(255**2 / error) if error else math.inf)
+    finite = [min(value, 99.0) for value in psnr]  # equal crops count as 99 dB
+    return {
+        "image_size": size,
+        "crops": len(psnr),
+        "psnr_db": {
+            "mean": statistics.mean(finite), "percentile_5": float(np.percentile(finite, 5)), "least": min(finite)
+        },
+        "images_by_shrink": {str(shrink): count for shrink, count in sorted(decoded_at.items())},
+    }  # fmt: skip
+
+
+def write(
+    options: argparse.Namespace, folder: Path, results: list[dict[str, Any]], fidelities: list[dict[str, Any]]
+) -> None:
     files = sorted((folder / "train" / "all").iterdir())
     shapes = [Image.open(file).size for file in files]
     environment = capture_environment(gpu=None, dataset={}, seed=0)
@@ -395,6 +430,7 @@ def write(options: argparse.Namespace, folder: Path, results: list[dict[str, Any
             name: version(name) for name in ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "ffcv")
         },
         "results": results,
+        "fidelity": fidelities,
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "loader.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -444,6 +480,16 @@ def as_markdown(record: dict[str, Any]) -> str:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if any("raw" in row["loader"] and row["table"] != "recipe" for row in record["results"]):
         lines += ["", "A raw pack is compared with FFCV's raw file."]
+    lines += [
+        "", "**Scaled decoding against full**: PSNR of the crops in dB, images decoded at each scale", "",
+        "| | " + " | ".join(f"{one['image_size']} px" for one in record["fidelity"]) + " |",
+        "|---" * (len(record["fidelity"]) + 1) + "|",
+    ]  # fmt: skip
+    for key, title in (("mean", "mean"), ("percentile_5", "5th percentile"), ("least", "least")):
+        lines.append(f"| {title} | " + " | ".join(f"{one['psnr_db'][key]:.1f}" for one in record["fidelity"]) + " |")
+    for shrink in ("1", "2", "4", "8"):
+        counts = (one["images_by_shrink"].get(shrink, 0) for one in record["fidelity"])
+        lines.append(f"| images at 1/{shrink} | " + " | ".join(map(str, counts)) + " |")
     return "\n".join(lines) + "\n"
 
 

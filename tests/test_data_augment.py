@@ -1,6 +1,7 @@
 """The recipe's augmentation on the CPU, against the references: timm, which the paper trained with, and torchvision."""
 
 import dataclasses
+import io
 import math
 import random
 
@@ -9,6 +10,7 @@ import pytest
 import timm.data.auto_augment as timm_randaugment
 import torch
 import torchvision.transforms.v2 as torchvision_transforms
+import torchvision.transforms.v2.functional as torchvision_functional
 from PIL import Image
 from timm.data.random_erasing import RandomErasing as TimmRandomErasing
 
@@ -207,6 +209,60 @@ def test_half_of_the_crops_are_flipped():
     crops = [training_crop(image, 32, seed, recipe) for seed in range(400)]
     assert all((crop == straight).all() or (crop == mirrored).all() for crop in crops)
     assert sum((crop == mirrored).all() for crop in crops) == pytest.approx(200, abs=50)
+
+
+def jpeg_of(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def crops_of(content: bytes, image_size: int, *, scaled_decoding: bool) -> list[np.ndarray]:
+    recipe = dataclasses.replace(RECIPE, randaugment_ops=0)
+    transform = TrainTransform(recipe, PAPER.data.mean, scaled_decoding=scaled_decoding)
+    rngs = [np.random.default_rng(seed) for seed in range(3)]
+    return transform.crops(open_picture(content), image_size, rngs)
+
+
+def test_without_scaled_decoding_a_crop_is_what_torchvision_makes_with_pillow():
+    content = jpeg_of(photo(500, 375))
+    for seed, found in enumerate(crops_of(content, 64, scaled_decoding=False)):
+        rng = np.random.default_rng(seed)
+        box = draw_crop(RECIPE, 500, 375, rng)
+        expected = torchvision_functional.resized_crop(
+            Image.open(io.BytesIO(content)), *box, [64, 64], torchvision_transforms.InterpolationMode.BICUBIC
+        )
+        if rng.random() < 0.5:
+            expected = torchvision_functional.horizontal_flip(expected)
+        assert (found == np.asarray(expected)).all()
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 96, 128, 224])
+def test_scaled_decoding_changes_a_crop_little(image_size):
+    """The noise in this picture is the worst that can be asked: all of it is at the highest frequencies."""
+    for seed in range(4):
+        content = jpeg_of(photo(500, 375, seed))
+        pairs = zip(
+            crops_of(content, image_size, scaled_decoding=True),
+            crops_of(content, image_size, scaled_decoding=False),
+            strict=True,
+        )
+        for scaled, exact in pairs:
+            assert 10 * np.log10(255**2 / ((scaled.astype(float) - exact) ** 2).mean()) > 30
+
+
+def test_no_crop_is_enlarged_because_of_the_scale_it_was_decoded_at():
+    transform = TrainTransform(RECIPE, PAPER.data.mean, scaled_decoding=True)
+    picture = open_picture(jpeg_of(photo(500, 375)))
+    seen = set()
+    for seed in range(200):
+        draws = [transform.draw(500, 375, 32, np.random.default_rng([seed, crop])) for crop in range(3)]
+        shrink = transform.shrink(picture, draws, 32)
+        seen.add(shrink)
+        least = min(min(drawn.crop[2:]) for drawn in draws)
+        assert shrink == 1 or least / shrink >= 32
+        assert shrink == 8 or least / (2 * shrink) < 32
+    assert seen == {2, 4, 8}
 
 
 @pytest.mark.parametrize("size", [(500, 375), (300, 301), (64, 64), (90, 400)])

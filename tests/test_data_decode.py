@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit24h.data.decode import CorruptImageError, decode
+from vit24h.data.decode import CorruptImageError, decode, open_picture
 
 
 def picture(mode: str = "RGB") -> Image.Image:
@@ -81,3 +81,81 @@ def test_no_damage_to_a_file_escapes_as_another_error():
         except CorruptImageError:
             corrupt += 1
     assert corrupt > 50
+
+
+# -- at the scale that is asked for -----------------------------------------------------------------------------------
+
+
+def as_jpeg(mode: str = "RGB", size: tuple[int, int] = (203, 131), **options) -> bytes:
+    """With edges and noise, and of a size that no factor divides."""
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(coarse).resize(size, Image.BICUBIC).convert(mode), "JPEG", quality=92, **options)
+
+
+JPEGS = {
+    "4:4:4": as_jpeg(subsampling="4:4:4"),
+    "4:2:2": as_jpeg(subsampling="4:2:2"),
+    "4:2:0": as_jpeg(subsampling="4:2:0"),
+    "grey-scale": as_jpeg("L"),
+    "progressive": as_jpeg(progressive=True),
+    "broken EXIF data": as_jpeg(exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff junk"),
+}
+
+
+@pytest.mark.parametrize("content", JPEGS.values(), ids=JPEGS)
+def test_a_jpeg_decoded_in_full_is_pillows_pixel_for_pixel(content):
+    found = open_picture(content)
+    assert (found.width, found.height) == (203, 131)
+    assert (found.pixels() == np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+@pytest.mark.parametrize("kind", [kind for kind in JPEGS if kind != "4:2:2"])
+def test_a_jpeg_decoded_at_a_fraction_shows_the_same_picture(kind, shrink):
+    content = JPEGS[kind]
+    found = open_picture(content).pixels(shrink)
+    assert found.shape == (-(-131 // shrink), -(-203 // shrink), 3)
+    whole = np.asarray(Image.open(io.BytesIO(content)).convert("RGB").reduce(shrink), float)
+    assert abs(found - whole)[:-1, :-1].mean() < 2.5  # the last row and column lie over the border
+
+
+@pytest.mark.parametrize(
+    ("limit", "shrink"), [(0.4, 1), (1.0, 1), (1.99, 1), (2.0, 2), (3.9, 2), (4.0, 4), (7.9, 4), (8.0, 8), (100.0, 8)]
+)
+def test_the_scale_never_goes_below_what_is_needed(limit, shrink):
+    assert open_picture(JPEGS["4:2:0"]).shrink_for(limit) == shrink
+
+
+def test_a_jpeg_whose_colour_is_coarser_in_one_direction_is_decoded_in_full():
+    assert open_picture(JPEGS["4:2:2"]).shrink_for(8) == 1
+
+
+def test_what_is_no_jpeg_of_the_common_kinds_is_decoded_in_full_by_pillow():
+    inverted_ycck = as_jpeg("CMYK")
+    for content in (inverted_ycck, encoded(picture(), "PNG"), encoded(picture("P"), "GIF")):
+        found = open_picture(content)
+        assert found.shrink_for(8) == 1
+        assert (found.pixels() == np.asarray(decode(content))).all()
+
+
+def test_pixels_that_are_stored_as_such_are_taken_as_they_are():
+    pixels = np.asarray(picture())
+    found = open_picture(pixels)
+    assert (found.width, found.height, found.shrink_for(8)) == (64, 48, 1)
+    assert found.pixels() is pixels
+
+
+def test_an_oddity_that_pillow_reads_over_is_no_damage():
+    """Bytes between the scan's end and the end marker: libjpeg warns, and everybody shows the picture."""
+    content = as_jpeg()
+    odd = content[:-2] + b"\x00" * 40 + content[-2:]
+    for shrink in (1, 4):
+        assert open_picture(odd).pixels(shrink).shape[1] == -(-203 // shrink)
+    assert (open_picture(odd).pixels() == np.asarray(Image.open(io.BytesIO(odd)))).all()
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 8])
+def test_half_a_jpeg_is_corrupt_at_every_scale(shrink):
+    half = as_jpeg()[: len(as_jpeg()) // 2]
+    with pytest.raises(CorruptImageError, match=r"cannot be decoded: .*truncated"):
+        open_picture(half).pixels(shrink)

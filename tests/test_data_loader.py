@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vit24h.config import load_config
 from vit24h.data import (
@@ -112,6 +113,22 @@ def test_every_sample_is_the_crop_that_seed_epoch_and_position_say(folder):
             drawn = TRANSFORM.draw(picture.width, picture.height, batch.image_size, rng)
             assert batch.erasing_boxes[sample].tolist() == list(drawn.erasing_box)
             assert batch.labels[sample] == images.labels[indices[position]]
+
+
+def test_where_batches_begin_changes_no_sample(tmp_path):
+    """Crops of an image share its decoding, as fine as the finest of them: even where a batch ends between them."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "train" / "one").mkdir(parents=True)
+    for number in range(8):
+        coarse = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+        coarse.resize((600, 400)).save(tmp_path / "train" / "one" / f"{number}.jpg")
+
+    def images_in_batches_of(size: int) -> torch.Tensor:
+        loader = train_loader(tmp_path, plan=lambda _epoch, _position: BatchPlan(32, size))
+        return torch.cat([batch.images for batch in take(loader, 8 // size)])
+
+    assert torch.equal(images_in_batches_of(8), images_in_batches_of(4))
+    assert torch.equal(images_in_batches_of(8), images_in_batches_of(2))
 
 
 def test_the_plan_decides_sizes_and_epochs_end_where_no_batch_fits(folder):

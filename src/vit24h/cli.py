@@ -7,6 +7,7 @@ start of the container may bring it back, 130 Ctrl-C, 143 SIGTERM.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import signal
 import sys
@@ -145,6 +146,26 @@ def _doctor(options: argparse.Namespace) -> int:
     return 2 if any(check.state == "fail" for check in checks) else 0
 
 
+def _pack(options: argparse.Namespace) -> int:
+    if options.raw and options.quality is not None:
+        raise UserError("--quality is of JPEG files: it does not go with --raw")
+
+    from vit24h.data.pack import PackParameters
+    from vit24h.data.packing import Packing, PackingStopped
+    from vit24h.engine.interruption import StopSignals
+
+    quality = None if options.raw else 90 if options.quality is None else options.quality
+    workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+    packing = Packing(options.source, options.destination, PackParameters(options.short_side, quality), workers)
+    with StopSignals(goes_on_from="where this one was") as signals:
+        try:
+            packing.run(signals.requested, say=functools.partial(print, flush=True))
+        except PackingStopped as stopped:
+            print(f"{stopped}; the same command goes on from here", flush=True)
+            return 128 + signals.received
+    return 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from vit24h.engine.evaluate_run import evaluate_run
 
@@ -277,6 +298,22 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--brief", action="store_true", help="say only what is not as it should be")
     _add_data_and_overrides(doctor)
 
+    pack = _command(
+        commands,
+        "pack",
+        _pack,
+        "store the images of a folder small and in one file a split, which loads faster; again, it goes on",
+        "vit24h pack /data/imagenet /data/imagenet-256",
+    )
+    pack.add_argument("source", type=Path, metavar="SRC", help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
+    pack.add_argument("destination", type=Path, metavar="DST", help="folder for the packs, to give as --data then")
+    pack.add_argument(
+        "--short-side", type=int, default=256, metavar="PX", help="make larger images so small (default: 256)"
+    )
+    pack.add_argument("--quality", type=int, metavar="Q", help="of the JPEG files (default: 90)")
+    pack.add_argument("--raw", action="store_true", help="store pixels, not JPEG files: larger, and fastest to load")
+    pack.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+
     evaluate = _command(
         commands,
         "evaluate",
@@ -343,7 +380,7 @@ def _command(
 
 
 def _add_data_and_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
+    parser.add_argument("--data", type=Path, help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE, or packs")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="such as budget.hours=12"
     )

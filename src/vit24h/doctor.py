@@ -85,7 +85,8 @@ def examine(configs: Sequence[Config], folder: Path, *, full: bool = False) -> I
         yield Check("dataset", "fail", *_split(str(error)))
         return
     counts = f"{len(dataset.train):,} training and {len(dataset.val):,} validation images"
-    yield Check("dataset", "ok", f"{counts} of {len(dataset.classes)} classes")
+    packed = "" if dataset.packing is None else f", packed ({dataset.train.packed_as.describe()})"
+    yield Check("dataset", "ok", f"{counts} of {len(dataset.classes)} classes{packed}")
     yield _all_images(dataset) if full else _some_images(dataset)
     yield _gpu_memory(configs, dataset, device)
     yield _loader(config, dataset, device)
@@ -180,7 +181,7 @@ def _loader(config: Config, dataset: Dataset, device: torch.device | None) -> Ch
     return Check(
         "loader", "warn", f"{found}: it will wait for images at {' and '.join(map(str, short))} px",
         f"more CPU cores (about {max(taken[size] / given[size] for size in short) * max(workers, 1):.0f}), or "
-        "smaller image files (short side 256 px)"
+        "packed images (`vit24h pack`)"
     )  # fmt: skip
 
 

@@ -67,6 +67,59 @@ class TrainDisplay:
             print(f"{self._title}: {text}", file=self._stream, flush=True)
 
 
+class CountDisplay:
+    """Work on a known number of things: how many are done, how fast, and the time left.
+
+    Args:
+        title: of the line.
+        total: how many there are.
+        unit: what they are.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, stream: TextIO | None = None) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._stream = stream or sys.stdout
+        self._bar: tqdm | None = None
+        self._begun = self._last_line = time.monotonic()
+        self._before = self._shown = 0
+
+    def __enter__(self) -> CountDisplay:
+        if self._stream.isatty():
+            self._bar = tqdm(total=self._total, desc=self._title, file=self._stream, bar_format=_BAR)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def start_at(self, done: int) -> None:
+        """So many were done before; speed is counted from here on."""
+        self._before, self._begun = done, time.monotonic()
+
+    def update(self, done: int) -> None:
+        """Show that so many are done; in a log only when a line is due."""
+        now = time.monotonic()
+        due = now - self._last_line >= _LINE_EVERY_S and done - self._shown >= _LINE_EVERY_PROGRESS * self._total
+        if self._bar is None and not due:
+            return
+        words = f"{done:,} of {self._total:,} {self._unit}"
+        if done > self._before:
+            rate = (done - self._before) / max(now - self._begun, 1e-3)
+            words += f" · {rate:,.0f} {self._unit}/s · {duration((self._total - done) / rate)} left"
+        if self._bar is not None:
+            self._bar.n = done
+            self.note(words)
+            return
+        self._last_line, self._shown = now, done
+        print(f"{self._title}  {done / self._total:4.0%}  {words}", file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """What is going on just now; on a terminal only."""
+        if self._bar is not None:
+            self._bar.bar_format = _BAR + text
+            self._bar.refresh()
+
+
 def describe(status: Mapping[str, Any]) -> list[str]:
     """A training run's state in a few words each.
 

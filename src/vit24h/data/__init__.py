@@ -1,11 +1,11 @@
-"""From files to batches: the index of a dataset, decoding, augmentation, order, the loader, drawn images.
+"""From files to batches: the index of a dataset, packs, decoding, augmentation, order, the loader, drawn images.
 
 Must not know: models, the clock, what an epoch means to training.
 """
 
 from vit24h.data.augment import Draws, EvalTransform, Operation, TrainTransform
 from vit24h.data.device import DeviceAugment, DeviceCopy
-from vit24h.data.index import Dataset, FolderIndex, ImageSource, open_dataset
+from vit24h.data.index import DamagedEntryError, Dataset, FolderIndex, ImageSource, open_dataset
 from vit24h.data.loader import (
     Batch,
     BatchPlan,
@@ -16,11 +16,13 @@ from vit24h.data.loader import (
     WorkerKilledError,
 )
 from vit24h.data.order import EpochOrder
+from vit24h.data.pack import PackIndex
 from vit24h.data.synthetic import draw_images
 
 __all__ = [
     "Batch",
     "BatchPlan",
+    "DamagedEntryError",
     "Dataset",
     "DatasetGoneError",
     "DeviceAugment",
@@ -33,6 +35,7 @@ __all__ = [
     "ImageSource",
     "LoaderFault",
     "Operation",
+    "PackIndex",
     "TrainLoader",
     "TrainTransform",
     "WorkerKilledError",

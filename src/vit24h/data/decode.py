@@ -24,6 +24,10 @@ _JPEG = b"\xff\xd8\xff"
 # What the two decoders make the same pixels of. The others, CMYK and YCCK, are converted as Pillow does it.
 _COLOUR_SPACES = ("YCbCr", "Gray")
 
+# At a fraction of the size libjpeg keeps the colour of these as fine as brightness. Where colour is coarser in one
+# direction only, as in 4:2:2, it would get coarser still.
+_SCALABLE = ("444", "420", "Gray")
+
 
 class CorruptImageError(ValueError):
     """A file that holds no complete image. The message is the reason, without the path."""
@@ -39,15 +43,24 @@ class Picture:
     Made by `load_image` or `open_picture`.
     """
 
-    def __init__(self, width: int, height: int, *, jpeg: bytes | memoryview | None, pixels: np.ndarray | None):
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        *,
+        jpeg: bytes | memoryview | None = None,
+        scalable: bool = False,
+        pixels: np.ndarray | None = None,
+    ):
         self.width = width
         self.height = height
         self._jpeg = jpeg
+        self._scalable = scalable
         self._pixels = pixels
 
     def shrink_for(self, limit: float) -> int:
         """The largest factor by which decoding can divide the size without exceeding `limit`; 1 if it cannot at all."""
-        return 1 if self._jpeg is None else max(shrink for shrink in SHRINKS if shrink <= max(limit, 1))
+        return 1 if not self._scalable else max(shrink for shrink in SHRINKS if shrink <= max(limit, 1))
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
         """RGB pixels, uint8 (⌈height ÷ shrink⌉, ⌈width ÷ shrink⌉, 3). Not to be written to.
@@ -92,16 +105,16 @@ def load_image(images: ImageSource, index: int) -> Picture:
 def open_picture(stored: bytes | memoryview | np.ndarray) -> Picture:
     """An image as a split gives it: an encoded file, or pixels (H, W, 3) uint8. Errors as `load_image`."""
     if isinstance(stored, np.ndarray):
-        return Picture(stored.shape[1], stored.shape[0], jpeg=None, pixels=stored)
+        return Picture(stored.shape[1], stored.shape[0], pixels=stored)
     if stored[:3] == _JPEG:
         try:
-            height, width, colour_space, _ = simplejpeg.decode_jpeg_header(stored)
+            height, width, colour_space, subsampling = simplejpeg.decode_jpeg_header(stored)
         except ValueError:
             colour_space = None
         if colour_space in _COLOUR_SPACES:
-            return Picture(width, height, jpeg=stored, pixels=None)
+            return Picture(width, height, jpeg=stored, scalable=subsampling in _SCALABLE)
     image = decode(stored)
-    return Picture(image.width, image.height, jpeg=None, pixels=np.asarray(image))
+    return Picture(image.width, image.height, pixels=np.asarray(image))
 
 
 def decode(encoded: bytes | memoryview) -> Image.Image:

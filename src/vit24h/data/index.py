@@ -1,4 +1,4 @@
-"""Which images a dataset has: their labels, their names, their bytes. `open_dataset` is the one door.
+"""Which images a dataset has: their labels, their names, what is stored of them. `open_dataset` is the one door.
 
 An index is one block of file names and two arrays, whatever the number of images: light, and shared by the loader's
 processes without a copy.
@@ -13,13 +13,18 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from vit24h.data.pack import DamagedEntryError, PackIndex
 from vit24h.errors import UserError
 
+__all__ = ["DamagedEntryError", "Dataset", "FolderIndex", "ImageSource", "open_dataset"]
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+_SPLITS = ("train", "val")
+_PACK_FILES = tuple(f"{split}.{kind}" for split in _SPLITS for kind in ("index", "data", "data.partial", "journal"))
 
 
 class ImageSource(Protocol):
@@ -31,8 +36,13 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> bytes:
-        """The encoded image. Raises OSError where it cannot be read."""
+    def read(self, index: int) -> bytes | memoryview | np.ndarray:
+        """An encoded image file; or pixels, (H, W, 3) uint8, read-only.
+
+        Raises:
+            DamagedEntryError: an OSError: what is stored is not what was packed.
+            OSError: it cannot be read.
+        """
 
     def path(self, index: int) -> Path:
         """Where the image is, as a message names it."""
@@ -56,14 +66,26 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over both splits' fingerprints, hexadecimal."""
-        return hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()
+        return _joint_fingerprint(self.train.fingerprint, self.val.fingerprint)
+
+    @property
+    def packing(self) -> dict[str, Any] | None:
+        """How it was packed: parameters, bytes, and the fingerprint of the folder it was made of; None for a folder."""
+        if not (isinstance(self.train, PackIndex) and isinstance(self.val, PackIndex)):
+            return None
+        return {
+            **self.train.packed_as.to_dict(),
+            "source_fingerprint": _joint_fingerprint(self.train.source["fingerprint"], self.val.source["fingerprint"]),
+            "bytes": self.train.stored_bytes + self.val.stored_bytes,
+        }
 
 
 def open_dataset(path: str | Path) -> Dataset:
     """Find out what a dataset holds. Image files are listed, not opened.
 
     Args:
-        path: a folder with `train/<class>/<image>` and `val/<class>/<image>`, as ImageNet has it.
+        path: a folder with `train/<class>/<image>` and `val/<class>/<image>`, as ImageNet has it; or one that
+            `vit24h pack` wrote.
 
     Raises:
         UserError: naming the path and what was expected there.
@@ -71,8 +93,36 @@ def open_dataset(path: str | Path) -> Dataset:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"data.path {folder}: {problem}: expected a folder with train/ and val/ in it")
-    for split in ("train", "val"):
+        raise UserError(f"data.path {folder}: {problem}: expected a folder with train/ and val/ in it, or packs")
+    packed = [name for name in _PACK_FILES if (folder / name).exists()]
+    if not packed:
+        return _open_folder(folder)
+    if images := [split for split in _SPLITS if (folder / split).is_dir()]:
+        raise UserError(
+            f"data.path {folder}: has both images ({images[0]}/) and packs ({packed[0]}): keep one of them there"
+        )
+    return _open_packs(folder, packed)
+
+
+def _open_packs(folder: Path, files: list[str]) -> Dataset:
+    unfinished = [name for name in files if name.endswith((".journal", ".partial"))]
+    if unfinished or not all(f"{split}.index" in files for split in _SPLITS):
+        beside = [name for name in files if name not in unfinished]
+        if unfinished or len(beside) == 2:  # or train is finished and val is not begun
+            raise UserError(
+                f"data.path {folder}: is not packed to its end ({_listed(files)}): start `vit24h pack` again, as before"
+            )
+    train, val = (PackIndex.open(folder, split) for split in _SPLITS)
+    if (train.classes, train.packed_as, train.source["name"]) != (val.classes, val.packed_as, val.source["name"]):
+        raise UserError(
+            f"data.path {folder}: train.index and val.index are not of the same packing: pack the images again with "
+            "`vit24h pack`"
+        )
+    return Dataset(train, val)
+
+
+def _open_folder(folder: Path) -> Dataset:
+    for split in _SPLITS:
         if not (folder / split).is_dir():
             raise UserError(
                 f"data.path {folder}: no folder {split}/: expected train/<class>/<image> and val/<class>/<image>, "
@@ -87,6 +137,10 @@ def open_dataset(path: str | Path) -> Dataset:
             f"same class folders in both; only in train/: {_listed(only_train)}; only in val/: {_listed(only_val)}"
         )
     return Dataset(train, val)
+
+
+def _joint_fingerprint(train: str, val: str) -> str:
+    return hashlib.sha256(f"{train} {val}".encode()).hexdigest()
 
 
 class FolderIndex:
@@ -152,6 +206,13 @@ class FolderIndex:
                 return any(True for _ in entries)  # nothing: a place where a disk was mounted
         except OSError:
             return False
+
+    def names(self) -> tuple[bytes, np.ndarray]:
+        """File names below their class folder, one after another, and where each ends: (N + 1,) int64, 0 first."""
+        return self._names, self._ends
+
+    def names_bytes(self) -> int:
+        return len(self._names)
 
     def path(self, index: int) -> Path:
         name = self._names[self._ends[index] : self._ends[index + 1]]

@@ -47,6 +47,7 @@ def dataset_facts(config: DataConfig, dataset: Dataset) -> dict[str, Any]:
         "train_images": len(dataset.train),
         "val_images": len(dataset.val),
         "classes": len(dataset.classes),
+        "packing": dataset.packing,
     }
 
 

@@ -29,9 +29,14 @@ class StopRequested(BaseException):
 
 
 class StopSignals:
-    """While it is entered, the first Ctrl-C or SIGTERM only sets `received`; a second Ctrl-C leaves at once."""
+    """While it is entered, the first Ctrl-C or SIGTERM only sets `received`; a second Ctrl-C leaves at once.
 
-    def __init__(self) -> None:
+    Args:
+        goes_on_from: where the next start will, for a message.
+    """
+
+    def __init__(self, goes_on_from: str = "the last checkpoint") -> None:
+        self._goes_on_from = goes_on_from
         self.received: int | None = None
         self._in_a_wait = False
         self._outer: dict[int, object] = {}
@@ -65,7 +70,7 @@ class StopSignals:
         elif number == signal.SIGINT:
             # At once: no exception, which whatever hangs could hold up. What was saved before is whole, and the next
             # start removes what is half-written.
-            os.write(2, b"\nleft at once; the next start goes on from the last checkpoint\n")
+            os.write(2, f"\nleft at once; the next start goes on from {self._goes_on_from}\n".encode())
             os._exit(128 + number)
         if self._in_a_wait:
             raise StopRequested

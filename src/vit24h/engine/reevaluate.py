@@ -27,11 +27,13 @@ def reevaluate(run_dir: Path, data: Path) -> list[Finding]:
 def _dataset(run_dir: Path, data: Path) -> Finding:
     rule = "dataset here"
     try:
-        recorded = Fields(read_json(run_dir / "environment.json") or {}, "environment.json").section("dataset")
+        recorded = _recorded_dataset(run_dir)
         fingerprint = recorded.sha256("fingerprint")
-        found = open_dataset(data).fingerprint
+        found, packed_from = open_dataset(data).fingerprint, _packed_from(recorded)
     except (UnfitError, UserError) as error:
         return Finding(rule, "not checkable", str(error))
+    if found == packed_from:
+        return Finding(rule, "ok", f"the folder that the run's images were packed from: fingerprint {found[:12]}")
     if found != fingerprint:
         reason = (
             f"fingerprint {found[:12]}, the record's is {fingerprint[:12]}: other names, sizes or classes of images"
@@ -45,10 +47,25 @@ def _accuracy(run_dir: Path, data: Path) -> Finding:
     try:
         recorded = Fields(read_json(run_dir / "result.json") or {}, "result.json").number("top1", high=100)
         found = evaluate_run(run_dir, data=data)
+        unpacked = open_dataset(data).fingerprint == _packed_from(_recorded_dataset(run_dir))
     except (UnfitError, UserError) as error:
         return Finding(rule, "not checkable", str(error))
     allowed = max(TOLERANCE, 100 / found["images"])
     told = f"top-1 {found['top1']:.3f} % on {found['images']:,} images, the record says {recorded:.3f} %"
+    if unpacked:
+        # The run was evaluated on packed pictures, which are less than the folder's: they may have cost it accuracy.
+        if recorded - found["top1"] > allowed + 1e-9:
+            return Finding(rule, "broken", f"{told} of the packed ones: more than {allowed:.3g} points too much")
+        return Finding(rule, "ok", f"{told} of the packed ones (at most {allowed:.3g} points more than here)")
     if abs(found["top1"] - recorded) > allowed + 1e-9:
         return Finding(rule, "broken", f"{told}: more than {allowed:.3g} points apart")
     return Finding(rule, "ok", f"{told} (within {allowed:.3g} points)")
+
+
+def _recorded_dataset(run_dir: Path) -> Fields:
+    return Fields(read_json(run_dir / "environment.json") or {}, "environment.json").section("dataset")
+
+
+def _packed_from(recorded: Fields) -> str | None:
+    """Fingerprint of the folder that a run's images were packed from; None where they were not packed."""
+    return None if recorded.get("packing") is None else recorded.section("packing").sha256("source_fingerprint")

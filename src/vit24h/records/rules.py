@@ -188,7 +188,21 @@ def dataset(record: Record) -> str:
     for row, changed in record.changes("dataset"):
         if not isinstance(changed, Mapping) or changed.get("fingerprint") != fingerprint:
             raise BreachError(f"{row.where}: resumed with another dataset")
-    return f"{images[0]:,} + {images[1]:,} images of {classes:,} classes, fingerprint {fingerprint[:12]}"
+    counts = f"{images[0]:,} + {images[1]:,} images of {classes:,} classes"
+    return f"{counts}, fingerprint {fingerprint[:12]}{_packing(facts)}"
+
+
+def _packing(facts: Fields) -> str:
+    """How the images were packed, which is free, but stated; nothing for a folder."""
+    if facts.get("packing") is None:
+        return ""
+    packing = facts.section("packing")
+    kind = "raw pixels" if packing.get("raw") is True else f"JPEG quality {packing.whole('quality', low=1)}"
+    source = packing.sha256("source_fingerprint")[:12]
+    return (
+        f"; packed: short side {packing.whole('short_side', low=1)} px, {kind}, {packing.whole('bytes') / 1e9:,.1f} GB"
+        f", of the folder of fingerprint {source}"
+    )
 
 
 def from_scratch(record: Record) -> str:
