@@ -363,7 +363,16 @@ IMAGENET = {"train_images": 1_281_167, "val_images": 50_000, "classes": 1000}
 
 
 def made_up(
-    name="baseline", *, images_per_s=1000.0, loader=4000.0, machine=H200, config=None, disk=None, image_bytes=110_000
+    name="baseline",
+    *,
+    images_per_s=1000.0,
+    loader=4000.0,
+    machine=H200,
+    workers=8,
+    packing=None,
+    config=None,
+    disk=None,
+    image_bytes=110_000,
 ):
     """A plan as if it had been measured at these speeds, the same at each size."""
     config = config or load_config(f"paper/{name}")
@@ -380,10 +389,10 @@ def made_up(
         setup_s=5.0,
         measured_s=60.0,
         rounds=3,
-        workers=8,
+        workers=workers,
         samples_per_epoch=1_281_024,
         facts={"precision": "fp16", "parameters": 22_050_664},
-        environment={**machine, "dataset": IMAGENET},
+        environment={**machine, "dataset": {**IMAGENET, "packing": packing}},
         disk=disk or DiskReads(0, 1000),
         image_bytes=image_bytes,
     )
@@ -401,7 +410,12 @@ def made_up(
     [
         ({"loader": 4000, "images_per_s": 1000}, "the step sets the pace. What would lift it: nothing in loading."),
         ({"loader": 500, "images_per_s": 900}, "runtime.workers=15: there are the cores for it"),
-        ({"loader": 500, "images_per_s": 4000}, "about 64 CPU cores for workers, where there are 15; a packed dataset"),
+        (
+            {"loader": 500, "images_per_s": 4000},
+            "about 64 CPU cores for workers, where there are 15; packed images (vit24h pack); ",
+        ),
+        ({"loader": 500, "images_per_s": 4000, "packing": {"short_side": 256}}, "there are 15; augmentation.randaug"),
+        ({"workers": 0}, "What would lift it: loader processes (runtime.workers=auto)"),
         ({"loader": 4000, "images_per_s": 10, "machine": {**H200, "gpu": None}}, "nothing in loading; a GPU"),
     ],
 )

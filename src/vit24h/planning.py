@@ -146,7 +146,7 @@ def _arm(config: Config, measured: Measurement, question: Question) -> dict[str,
         "measured": {
             "seconds": measured.measured_s,
             "rounds": measured.rounds,
-            "sizes": [_size(size, measured) for size in sizes.values()],
+            "sizes": [_size(config, size, measured) for size in sizes.values()],
             "evaluation_s": measured.evaluation_s,
             "evaluation_images_per_s": measured.environment["dataset"]["val_images"] / measured.evaluation_s,
             "checkpoint_s": measured.checkpoint_s,
@@ -182,10 +182,9 @@ def _costs(
     )
 
 
-def _size(size: SizeMeasurement, measured: Measurement) -> dict[str, Any]:
+def _size(config: Config, size: SizeMeasurement, measured: Measurement) -> dict[str, Any]:
     batch = size.batch_size
     loader_s, step_s, together_s = median(size.loader_s), median(size.step_s), median(size.together_s)
-    on_gpu = measured.environment["gpu"] is not None
     pace = binding(batch / loader_s, batch / step_s)
     return {
         "image_size": size.image_size,
@@ -200,25 +199,29 @@ def _size(size: SizeMeasurement, measured: Measurement) -> dict[str, Any]:
         },
         "first_step_s": size.first_step_s,
         "memory_bytes": size.memory_bytes,
-        "memory_of": "GPU" if on_gpu else "process",
+        "memory_of": "GPU" if measured.environment["gpu"] is not None else "process",
         "sets_the_pace": pace,
-        "would_lift_it": _advice(pace, batch / loader_s, batch / step_s, measured, on_gpu=on_gpu),
+        "would_lift_it": _advice(config, pace, batch / loader_s, batch / step_s, measured),
     }
 
 
-def _advice(pace: str, loader: float, step: float, measured: Measurement, *, on_gpu: bool) -> str:
+def _advice(config: Config, pace: str, loader: float, step: float, measured: Measurement) -> str:
     """What would make a size faster, as far as loading goes."""
-    workers, cores = measured.workers, measured.environment["cpu"]["cores"]
+    environment, workers = measured.environment, measured.workers
+    on_gpu = environment["gpu"] is not None
     if not workers:
         return "loader processes (runtime.workers=auto), so that the step need not wait while images are decoded"
     if pace == "step":
         return "nothing in loading" if on_gpu else "nothing in loading; a GPU"
-    wanted = workers_wanted(loader, step, workers)
-    spare = cores - (1 if on_gpu else 0)
-    if wanted <= spare:
+    wanted, there_are = workers_wanted(loader, step, workers), environment["cpu"]["cores"] - (1 if on_gpu else 0)
+    if wanted <= there_are:
         return f"runtime.workers={wanted}: there are the cores for it"
-    known = f"about {wanted} CPU cores for workers, where there are {max(spare, 1)}"
-    return f"{known}; a packed dataset; smaller image files (short side 256 px)"
+    ways = [f"about {wanted} CPU cores for workers, where there are {max(there_are, 1)}"]
+    if environment["dataset"].get("packing") is None:
+        ways.append("packed images (vit24h pack)")
+    if on_gpu and config.augmentation.randaugment_ops and config.augmentation.randaugment_on == "cpu":
+        ways.append("augmentation.randaugment_on=device")
+    return "; ".join(ways)
 
 
 def _prediction(config: Config, timeline: Timeline) -> dict[str, Any]:
