@@ -188,10 +188,12 @@ def _measured_notes(arm: Mapping[str, Any]) -> list[str]:
         size = f"{found['checkpoint_bytes'] / 2**20:,.0f} MiB"
         notes.append(f"Checkpoint: {units.duration(found['checkpoint_s'])} for {size}.")
     notes.append(_page_cache_text(found["page_cache"]))
-    by_advice = itertools.groupby(found["sizes"], key=lambda size: (size["sets_the_pace"], size["would_lift_it"]))
-    for (pace, advice), sizes in by_advice:
+    for pace, group in itertools.groupby(found["sizes"], key=lambda size: size["sets_the_pace"]):
+        sizes = list(group)
+        worst = max(sizes, key=lambda size: size["step"]["images_per_s"] / size["loader"]["images_per_s"])
         at = _span([size["image_size"] for size in sizes])
-        notes.append(f"At {at} the {pace} sets the pace. What would lift it: {advice}.")
+        where = f" (at {worst['image_size']} px)" if len({size["would_lift_it"] for size in sizes}) > 1 else ""
+        notes.append(f"At {at} the {pace} sets the pace. What would lift it{where}: {worst['would_lift_it']}.")
     slowed = [size for size in found["sizes"] if size["together"]["share_of_the_slower"] < _UNDISTURBED]
     if slowed:
         least = min(size["together"]["share_of_the_slower"] for size in slowed)
@@ -257,7 +259,7 @@ def _label(arm: Mapping[str, Any]) -> str:
 def _budget(budget: Mapping[str, Any]) -> str:
     if budget["hours"] is not None:
         counted = "" if budget["counts"] == "train" else " of all phases"
-        return f"budget {units.duration(budget['hours'] * 3600)}{counted}"
+        return f"budget {units.round_duration(budget['hours'] * 3600)}{counted}"
     unit = "epochs" if budget["epochs"] is not None else "steps"
     return f"budget {budget[unit]:,} {unit}"
 
