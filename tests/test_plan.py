@@ -322,19 +322,55 @@ def test_a_disk_that_takes_no_checkpoint_does_not_end_the_plan(data, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_evaluation_is_drawn_out_at_the_pace_after_its_late_first_batches():
-    marks = _Marks()
-    marks._begin, marks._images = 0.0, 60
-    # Two workers: two batches of ten at 5 s, then one every second, the last of them done at 9 s.
-    marks._marks = [(5.0, 0), (5.0, 10), (5.0, 20), (6.0, 30), (7.0, 40), (8.0, 50)]
-    assert marks.drawn_out(60, 2, end=9.0) == pytest.approx(9.0)
-    assert marks.drawn_out(1060, 2, end=9.0) == pytest.approx(9.0 + 1000 * 4.0 / 40)
+class _Clock:
+    """Stands for the clock of the plan's module; whatever takes time moves it on."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("vit24h.engine.plan.time.perf_counter", lambda: self.now)
+
+    def evaluation_s(self, *, images, batches, late_s, decode_s, compute_s, workers, seconds):
+        """As estimated from `batches` of ten: the first one of each worker after `late_s`, all others in `decode_s`."""
+
+        def load():
+            for number in range(batches):
+                self.now += (late_s if number == 0 else 0.0) if number < workers else decode_s
+                yield None, range(10)
+
+        marks = _Marks()
+        for _ in marks.note(load(), seconds, at_least=2 * workers):
+            self.now += compute_s
+        return marks.drawn_out(images, workers, end=self.now)
 
 
-def test_one_batch_of_an_evaluation_is_drawn_out_as_it_is():
-    marks = _Marks()
-    marks._begin, marks._images, marks._marks = 0.0, 4, [(1.0, 0)]
-    assert marks.drawn_out(12, 1, end=2.0) == pytest.approx(6.0)
+@pytest.mark.parametrize("seconds", [0.0, 5.0, 8.0, 1000.0])
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("decode_s", "compute_s"), [(0.0, 1.0), (1.0, 0.0), (0.5, 0.25)])
+def test_an_evaluation_is_drawn_out_at_the_pace_after_its_late_first_batches(
+    monkeypatch, seconds, workers, decode_s, compute_s
+):
+    found = _Clock(monkeypatch).evaluation_s(
+        images=1000, batches=30, late_s=2.0, decode_s=decode_s, compute_s=compute_s, workers=workers, seconds=seconds
+    )
+    true = 2.0 + 100 * compute_s + (100 - workers) * decode_s  # a hundred batches of ten
+    if seconds:  # else a single batch has to do, and it was a late one
+        assert found == pytest.approx(true)
+    else:
+        assert found >= true
+
+
+def test_a_whole_evaluation_is_told_as_it_was(monkeypatch):
+    found = _Clock(monkeypatch).evaluation_s(
+        images=60, batches=6, late_s=2.0, decode_s=1.0, compute_s=1.0, workers=2, seconds=1000.0
+    )
+    assert found == pytest.approx(2.0 + 4 * 1.0 + 6 * 1.0)
+
+
+def test_one_batch_of_an_evaluation_is_drawn_out_as_it_is(monkeypatch):
+    found = _Clock(monkeypatch).evaluation_s(
+        images=30, batches=1, late_s=2.0, decode_s=1.0, compute_s=1.0, workers=4, seconds=1000.0
+    )
+    assert found == pytest.approx(3 * 3.0)
 
 
 def test_evaluation_takes_another_part_of_the_images_each_turn(data, monkeypatch):

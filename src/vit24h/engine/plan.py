@@ -350,19 +350,23 @@ class _CountedLoader:
 
 
 class _Marks:
-    """When each batch of an evaluation was there, and how many images there were by then."""
+    """When each batch of an evaluation was asked for, all before it done, and how many images those were."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
-        self._marks: list[tuple[float, int]] = []  # (when it came, images before it)
+        self._marks: list[tuple[float, int]] = []
         self._images = 0
 
     def note(self, batches: Iterable[tuple[Tensor, Tensor]], seconds: float, *, at_least: int) -> Iterator[Any]:
         """`batches` for `seconds`, longer for `at_least` so many, but not more than twice as long."""
-        for batch in batches:
+        coming = iter(batches)
+        while True:
             now, done = time.perf_counter(), len(self._marks)
             spent_s = now - self._begin
             if done and spent_s > seconds and (done >= at_least or spent_s > 2 * seconds):
+                return
+            batch = next(coming, None)
+            if batch is None:
                 return
             self._marks.append((now, self._images))
             self._images += len(batch[1])
@@ -372,7 +376,7 @@ class _Marks:
         """Seconds for that many images, where the first `row` batches are not those that tell the pace."""
         late = row if len(self._marks) > row else len(self._marks) // 2
         since, before = self._marks[late]
-        each_s = (end - since) / (self._images - before) if late else (end - self._begin) / self._images
+        each_s = (end - since) / (self._images - before)
         return end - self._begin + (images - self._images) * each_s
 
 
