@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import pytest
 
 from benchmark_record import cover_tracks, edit_json, edit_rows
 from record_factory import PAPER_ARMS, write_run, write_suite
+from vit24h.errors import UserError
 from vit24h.report import read_suite, render_table, tables, timing, units, verdicts
 from vit24h.report.arms import ARMS, arm, order
 from vit24h.report.comparison import Spread, comparisons
+from vit24h.report.embed import embedded
 from vit24h.report.latest import status
 from vit24h.report.paper import published, published_gaps, published_throughput
 from vit24h.report.standing import breaches, is_benchmark, mark
@@ -141,7 +144,9 @@ def test_nan_stays_nan():
 
 
 def test_without_records_every_table_says_how_to_make_some():
-    for make in (tables.results, tables.time_by_size, tables.budget_buys, tables.claims, tables.published_numbers):
+    of_arms = (tables.results, tables.main_columns, tables.time_by_size, tables.budget_buys)
+    of_claims = (tables.claims, tables.published_numbers, tables.gap_sources)
+    for make in (*of_arms, *of_claims):
         for text in (make([]).to_markdown(), make([]).to_text(), make([]).to_html(), make([]).to_latex()):
             assert "./run_all.sh --quick" in text
 
@@ -259,6 +264,125 @@ def test_where_the_data_lie_and_how_many_workers_read_them_is_no_difference(tmp_
     changes = {"data": {"path": "/elsewhere"}, "runtime": {"workers": 7}}
     write_run(tmp_path / "mini", "baseline", 1, changes=changes)
     assert only_group(tmp_path / "mini").notes == ()
+
+
+# Where the gaps come from
+
+
+def test_a_gap_is_split_into_what_an_epoch_teaches_and_how_many_there_were(tmp_path):
+    write_suite(tmp_path / "mini", {"baseline": {}, "locality": {}}, seeds=2)
+    group = only_group(tmp_path / "mini")
+    (block,) = tables.gap_sources([group]).blocks
+    (row,) = block.rows  # of the claims, the one whose two arms are here
+    assert row[0] == "Locality − Baseline"
+    assert row[2] == verdicts.gap_text(verdicts.gap(group, verdicts.CLAIMS[0]))
+    locality, baseline = (group.find(arm).runs for arm in ("locality", "baseline"))
+    # The last epoch that all four runs ended; the evaluation after it has its number.
+    last = min(run.rows_of("epoch")[-1]["epoch"] for run in (*locality, *baseline))
+    at_last = [
+        statistics.fmean(next(row["top1"] for row in run.rows_of("eval") if row["epoch"] == last) for run in runs)
+        for runs in (locality, baseline)
+    ]
+    assert row[3] == f"{units.signed(at_last[0] - at_last[1])} after epoch {last}"
+    epochs = [statistics.fmean(run.result["epochs"] for run in runs) for runs in (locality, baseline)]
+    assert row[4] == f"{epochs[0]:.1f} / {epochs[1]:.1f}"
+    assert row[5] == "15 / 18"  # of the two published curves in 22 hours
+    assert epochs[0] < epochs[1]  # its steps take longer, and their time is the same
+    assert any("How even the machine was" in note for note in block.notes)
+
+
+@pytest.mark.parametrize(
+    ("points", "half_width", "at_equal", "epochs_ratio", "source"),
+    [
+        (2.0, 1.0, 1.0, 0.9, "more from each epoch"),
+        (2.0, 1.0, 1.0, 1.5, "more from each epoch, and more of them"),
+        (2.0, 1.0, -1.0, 2.0, "more epochs in its time"),
+        (-2.0, 1.0, 1.0, 0.8, "fewer epochs in its time"),
+        (-2.0, 1.0, -1.0, 1.05, "less from each epoch"),
+        (-2.0, 1.0, -1.0, 0.5, "less from each epoch, and fewer of them"),
+        (2.0, 3.0, 1.0, 1.0, "more from each epoch; may be chance"),
+        (2.0, math.nan, 1.0, 1.0, "more from each epoch; may be chance"),
+        (2.0, 1.0, math.nan, 1.0, "–"),
+    ],
+)
+def test_a_gap_is_told_by_where_it_comes_from(points, half_width, at_equal, epochs_ratio, source):
+    assert verdicts.source_of_gap(verdicts.Gap(points, half_width, (2, 2)), at_equal, epochs_ratio) == source
+
+
+def test_the_order_of_the_arms_is_told_beside_the_papers(tmp_path):
+    def told(folder):
+        return tables.order_in_words(groups_of(folder))
+
+    write_suite(tmp_path / "runs" / "mini", PAPER_ARMS | {"localvit": {}}, seeds=2)
+    text = told(tmp_path / "runs" / "mini")
+    means = {record.arm.label: record.top1.mean for record in only_group(tmp_path / "runs" / "mini").arms}
+    shown = re.findall(r"(\w+) ([\d.]+)(?: >| \()", text)
+    assert [float(number) for _, number in shown] == sorted((round(mean, 1) for mean in means.values()), reverse=True)
+    assert {label for label, _ in shown} == set(means)
+    assert "(2 seeds)" in text
+    assert ("here Baseline above Locality" in text) == (means["Baseline"] > means["Locality"])
+    assert "steps from one arm to the next" in text
+    write_suite(tmp_path / "one", {"baseline": {}, "combined": {}})
+    assert "That is the paper's order, Combined > Baseline. One seed has no spread" in told(tmp_path / "one")
+    write_run(tmp_path / "alone", "baseline")
+    assert "no order yet" in told(tmp_path / "alone")
+    assert "./run_all.sh --quick" in tables.order_in_words([])
+
+
+def test_equal_epochs_are_told_not_to_be_equal_learning_rates(tmp_path):
+    own = {"optimizer": {"schedule_epochs": None}}
+    write_suite(tmp_path / "own", {"baseline": {}, "locality": {}}, changes=own)
+    write_suite(tmp_path / "common", {"baseline": {}, "locality": {}})
+    told = "Learning rates end with the budget"
+    assert told in tables.gap_sources(groups_of(tmp_path / "own")).to_text()
+    assert told not in tables.gap_sources(groups_of(tmp_path / "common")).to_text()
+
+
+def test_gaps_of_arms_that_have_not_finished_come_from_nowhere(tmp_path):
+    write_run(tmp_path / "mini", "baseline")
+    write_run(tmp_path / "mini", "locality", state="unfinished", done=0.4)
+    text = tables.gap_sources(groups_of(tmp_path / "mini")).to_markdown()
+    assert "No two arms of a claim have finished." in text
+    assert "Locality − Baseline" not in text
+
+
+# Within another text
+
+README = """# A readme
+<!-- begin runs/mini: results -->
+typed by hand
+<!-- end runs/mini: results -->
+<!-- begin runs/other: results -->
+stays
+<!-- end runs/other: results -->
+"""
+
+
+def test_tables_are_put_between_their_marks_and_nothing_else_changes(tmp_path):
+    suite = read_suite(write_suite(tmp_path / "runs" / "mini", {"baseline": {}, "locality": {}}))
+    once = embedded(README, suite)
+    assert "typed by hand" not in once
+    assert "| Locality | 1 |" in once
+    assert once.replace(
+        once[once.index("mini: results -->") : once.index("<!-- end runs/mini")], "X"
+    ) == README.replace(README[README.index("mini: results -->") : README.index("<!-- end runs/mini")], "X")
+    assert embedded(once, suite) == once
+    assert embedded(once.replace("| Locality | 1 |", "| Locality | 9 |"), suite) == once
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nothing\n", "no place for runs/mini, but for none at all"),
+        (README.replace("runs/mini", "runs/this"), "but for runs/this, runs/other"),
+        (README.replace("mini: results", "mini: verdict"), "no such part; there are results, order, gaps"),
+        (README.replace("<!-- end runs/mini: results -->", ""), "without <!-- end runs/mini: results --> after it"),
+    ],
+)
+def test_a_text_without_a_fitting_place_is_refused(tmp_path, text, told):
+    suite = read_suite(write_suite(tmp_path / "runs" / "mini", {"baseline": {}}))
+    with pytest.raises(UserError, match=told):
+        embedded(text, suite)
 
 
 # Standing to the rules

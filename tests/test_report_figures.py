@@ -53,7 +53,13 @@ def every_arm(folder):
     write_suite(folder, ABLATIONS, seeds=2, profile="full", machine="h200")
 
 
-STATES = [nothing, one_arm, several_seeds, smoke, half_finished, mixed, every_arm]
+def just_begun(folder):
+    """Two budgets of one profile and machine; under the second nothing has been evaluated yet."""
+    write_suite(folder, {"baseline": {}, "locality": {}})
+    write_run(folder, "localvit", state="unfinished", done=0.02, changes={"budget": {"hours": 0.5}})
+
+
+STATES = [nothing, one_arm, several_seeds, smoke, half_finished, mixed, every_arm, just_begun]
 
 
 @pytest.fixture(scope="module", params=STATES, ids=lambda state: state.__name__)
@@ -63,6 +69,7 @@ def groups(request, tmp_path_factory):
     return read_suite(folder).comparisons
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", CAPTIONS)
 def test_no_text_is_cut_off_or_hidden_by_another(groups, name, monkeypatch):
     figure = getattr(figures, name)(groups)
@@ -133,6 +140,40 @@ def test_other_images_never_share_axes_with_the_papers_curves(tmp_path):
     write_run(tmp_path / "full", "locality", profile="full", machine="h200")
     (both,) = figures.locality(read_suite(tmp_path / "full").comparisons).axes
     assert {line.get_linestyle() for line in both.lines} >= {"-", ":"}
+
+
+def test_gaps_on_other_images_never_share_an_axis_with_the_papers(tmp_path):
+    write_suite(tmp_path / "mini", {"baseline": {}, "locality": {}}, seeds=2)
+    here, paper = figures.gaps(read_suite(tmp_path / "mini").comparisons).axes
+    assert not any("published" in label for label in here.get_legend_handles_labels()[1])
+    assert all("published" in label for label in paper.get_legend_handles_labels()[1])
+    assert "ImageNet-1k" in paper.get_title(loc="left")
+    write_suite(tmp_path / "full", {"baseline": {}, "locality": {}}, seeds=2, profile="full", machine="h200")
+    (both,) = figures.gaps(read_suite(tmp_path / "full").comparisons).axes
+    assert len({label.split(",")[0] for label in both.get_legend_handles_labels()[1]}) == 3
+
+
+def test_panels_that_differ_in_their_budget_alone_are_named_by_it(tmp_path):
+    just_begun(tmp_path / "mini")
+    texts = _texts(figures.accuracy_over_time(read_suite(tmp_path / "mini").comparisons))
+    assert {"(a) budget 10 min", "(b) budget 30 min"} <= set(texts)
+    assert "LocalViT  – so far (2 %)" in texts
+
+
+def test_waiting_that_is_not_recorded_yet_is_not_said_to_be_none(tmp_path):
+    just_begun(tmp_path / "mini")
+    texts = " ".join(_texts(figures.time_spent(read_suite(tmp_path / "mini").comparisons)))
+    assert "waiting not recorded yet" in texts
+    assert " 0.0 % of training" not in texts
+
+
+def test_arms_at_one_image_size_are_each_to_be_seen(tmp_path):
+    several_seeds(tmp_path / "mini")
+    _, sizes, *_ = figures.curriculum(read_suite(tmp_path / "mini").comparisons).axes
+    markers = [(x, y) for line in sizes.lines if line.get_linestyle() == "None" for x, y in line.get_xydata()]
+    px_per_point = sizes.get_window_extent().height / sizes.get_ylim()[1] / sizes.get_figure().dpi * 72
+    for (x, y), (other_x, other_y) in combinations(markers, 2):
+        assert abs(x - other_x) > 0.3 or abs(y - other_y) * px_per_point > 3
 
 
 def test_runs_that_may_not_be_compared_have_panels_of_their_own(tmp_path):

@@ -6,6 +6,7 @@ import csv
 import html.parser
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,12 @@ NAMES = [source.stem for source in SOURCES]
 def half_finished(folder):
     write_suite(folder, {"baseline": {}, "locality": {"state": "failed", "done": 0.4}}, profile="quick")
     write_run(folder, "combined", profile="quick", state="unfinished", done=0.6)
+    return folder
+
+
+def shipped(folder):
+    assert (paths.results() / "mini").is_dir(), "results/mini is missing: vit24h export runs/mini results/mini"
+    shutil.copytree(paths.results() / "mini", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("report"))
     return folder
 
 
@@ -81,7 +88,7 @@ def test_the_papers_curves_come_with_how_they_were_read_off():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [None, half_finished], ids=["no records", "half-finished suite"])
+@pytest.mark.parametrize("make", [None, shipped, half_finished], ids=["no records", "shipped", "half-finished suite"])
 def test_the_whole_report_is_written(tmp_path, make):
     suite = tmp_path / "quick"
     suite.mkdir()
@@ -100,6 +107,25 @@ def test_the_whole_report_is_written(tmp_path, make):
     assert {file.suffix for file in files.figures} == {".png", ".pdf"}
     for link in _links(files.index.read_text()):
         assert (files.folder / link).exists(), link
+
+
+def test_a_report_can_be_written_elsewhere_than_among_the_records(tmp_path):
+    write_run(tmp_path / "quick", "baseline", profile="quick")
+    before = sorted(tmp_path.joinpath("quick").rglob("*"))
+    files = write_report(tmp_path / "quick", notebooks=False, folder=tmp_path / "elsewhere" / "deep")
+    assert files.index == tmp_path / "elsewhere" / "deep" / "index.html"
+    assert sorted(tmp_path.joinpath("quick").rglob("*")) == before
+    for link in _links(files.index.read_text()):
+        assert (files.folder / link).exists(), link
+
+
+def test_git_keeps_shipped_records_and_not_the_report_on_them():
+    if not (paths.project_root() / ".git").exists():
+        pytest.skip("not a checkout")
+    names = {f"results/mini/{name}": name.startswith("report/") for name in ("report/table.md", "a/seed0/log.jsonl")}
+    for name, ignored in names.items():
+        done = subprocess.run(["git", "check-ignore", "--quiet", "--no-index", name], cwd=paths.project_root())
+        assert (done.returncode == 0) == ignored, name
 
 
 def test_a_notebook_that_breaks_is_named_and_the_rest_is_written(tmp_path, monkeypatch):

@@ -7,13 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tiny import CURRICULUM, tiny_settings, write_images
+from vit24h.config import load_config
+from vit24h.errors import UserError
 from vit24h.records import find_runs
+from vit24h.records.folder import write_yaml
 from vit24h.records.reader import read_rows
+from vit24h.records.same_config import require_same_config
+from vit24h.suite import Suite
 
 ARMS = ["baseline", "locality", "curriculum", "combined"]
 
@@ -111,6 +117,34 @@ def test_the_four_arms_train_one_after_another_and_end_in_a_report(vit24h):
     assert f"top-1 {runs[0].result['top1']:.2f} %" in evaluated.stdout
 
 
+@pytest.mark.parametrize("files", [["result.json"], []], ids=["finished", "unfinished"])
+def test_a_run_of_another_configuration_is_refused_before_anything_is_trained(tmp_path, monkeypatch, files):
+    monkeypatch.setenv("VIT24H_RUNS", str(tmp_path))
+    planned = {"profile": "quick", "arms": ["locality", "baseline"], "seeds": [0], "data": None, "name": None}
+    shorter = Suite.plan(**planned, overrides=["budget.hours=0.1", "runtime.workers=3"])
+    there = shorter.runs[1]
+    there.run_dir.mkdir(parents=True)
+    for name in files:
+        (there.run_dir / name).write_text("{}")
+    (there.run_dir / "config.yaml").write_text(there.config.to_yaml())
+    with pytest.raises(UserError, match=r"another configuration \(budget.hours 0.1 there, 0.17 here\)") as refused:
+        Suite.plan(**planned, overrides=["budget.hours=0.17"]).run()
+    assert str(there.run_dir) in str(refused.value)
+    assert not (shorter.folder / "locality").exists()
+    assert not (shorter.folder / "suite.json").exists()
+    require_same_config(replace(there.config, runtime=replace(there.config.runtime, workers=1)), there.run_dir)
+
+
+def test_a_run_of_an_earlier_version_is_told_by_the_settings_it_lacks(tmp_path):
+    config = load_config("paper/baseline", profile="quick")
+    earlier = config.to_dict()
+    del earlier["optimizer"]["warmup_epochs"], earlier["runtime"]["stall_minutes"]
+    earlier["optimizer"]["momentum"] = 0.9
+    write_yaml(tmp_path / "config.yaml", earlier)
+    with pytest.raises(UserError, match=r"\(optimizer.momentum 0.9 there, missing here; .*warmup_epochs missing there"):
+        require_same_config(config, tmp_path)
+
+
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_suite_saves_itself_and_goes_on(vit24h, sent, status):
     long = vit24h.suite("--arms", "baseline,locality", "--set", "budget.steps=600")
@@ -194,6 +228,8 @@ def test_a_second_suite_on_the_same_folder_names_the_first(vit24h):
         (["train", "paper/combined", "--profile", "full"], "give the folder that has train/ and val/ with --data DIR"),
         (["evaluate", "nowhere"], "nowhere/config.yaml: cannot be read"),
         (["report", "nowhere"], "nowhere: no such folder"),
+        (["report", ".", "--embed", "nowhere.md"], "--embed nowhere.md: cannot be read and written"),
+        (["export", "nowhere", "elsewhere"], "nowhere: no such folder"),
         (["status", "nowhere"], "nowhere: no suite has been started there"),
     ],
 )
@@ -213,7 +249,7 @@ def test_an_unwritable_place_for_runs_is_named(vit24h, tmp_path):
     assert "VIT24H_RUNS" in done.stderr
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["suite"], ["evaluate"], ["report"], ["status"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["suite"], ["evaluate"], ["report"], ["status"], ["export"]])
 def test_every_command_explains_itself_with_an_example(vit24h, command):
     done = vit24h(*command, "--help")
     assert done.returncode == 0

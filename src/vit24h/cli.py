@@ -182,8 +182,23 @@ def _report(options: argparse.Namespace) -> int:
 
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder; expected a suite's, such as {paths.runs()}/quick")
-    files = write_report(options.folder, notebooks=options.notebooks)
+    if options.embed is not None:
+        return _embed(options)
+    files = write_report(options.folder, notebooks=options.notebooks, folder=options.to)
     print(f"open {files.index.resolve().as_uri()}" if options.open else f"report in {files.folder}")
+    return 0
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from vit24h.report import read_suite
+    from vit24h.report.embed import embedded
+
+    try:
+        before = options.embed.read_text(encoding="utf-8")
+        options.embed.write_text(embedded(before, read_suite(options.folder)), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--embed {options.embed}: cannot be read and written: {error.strerror}") from error
+    print(f"tables of {options.folder} in {options.embed}")
     return 0
 
 
@@ -212,6 +227,17 @@ def _verify(options: argparse.Namespace) -> int:
     if len(records) > 1:
         print(f"{holding} of {len(records)} records keep every rule")
     return 0 if holding == len(records) else 1
+
+
+def _export(options: argparse.Namespace) -> int:
+    from vit24h.records.export import RECORD_FILES, export_records
+
+    done = export_records(
+        options.source, options.destination, unfinished=options.unfinished, keep_paths=options.keep_paths
+    )
+    records = f"{len(done.runs)} record{'s' if len(done.runs) != 1 else ''}"
+    print(f"{records} ({', '.join(RECORD_FILES)}), {done.size / 1000:,.0f} kB in {options.destination}")
+    return 0
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
@@ -330,6 +356,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, metavar="SUITE", help="a folder with run folders below it")
     report.add_argument("--open", action="store_true", help="print the address of the page to look at in a browser")
     report.add_argument("--no-notebooks", dest="notebooks", action="store_false", help="tables and figures only")
+    report.add_argument("--to", type=Path, metavar="DIR", help="where to write it (default: SUITE/report)")
+    report.add_argument(
+        "--embed",
+        type=Path,
+        metavar="FILE",
+        help="write no report, but tables into their marked places in FILE",
+    )
 
     status = _command(
         commands, "status", _status, "where a suite stands: every run, and the time left", "vit24h status runs/full"
@@ -353,6 +386,20 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="HEX",
         help="a digest or link of the record that was made public earlier, 16 digits or more: is this that record?",
+    )
+
+    export = _command(
+        commands,
+        "export",
+        _export,
+        "copy records as they are published: text only, without this machine's paths",
+        "vit24h export runs/full results/full",
+    )
+    export.add_argument("source", type=Path, metavar="SUITE", help="a suite's folder, or a run's")
+    export.add_argument("destination", type=Path, metavar="DESTINATION", help="where they go; nothing is written over")
+    export.add_argument("--unfinished", action="store_true", help="take unfinished and failed runs along")
+    export.add_argument(
+        "--keep-paths", action="store_true", help="take logs along that hold paths or the name of this machine"
     )
 
     leaderboard = _command(

@@ -25,6 +25,7 @@ from vit24h.errors import UserError
 from vit24h.gpu_loss import EXIT_STATUS as GPU_LOST
 from vit24h.progress import duration
 from vit24h.records.folder import hold_folder, remove_leftovers, write_json
+from vit24h.records.same_config import require_same_config
 from vit24h.report import read_suite, render_table, write_report
 
 _PLAN = "suite.json"
@@ -112,8 +113,13 @@ class Suite:
         Returns:
             The exit status: 0, 1 where a run failed, 2 where the machine is not ready, 75 where the GPU is lost, 128 +
             signal when stopped.
+
+        Raises:
+            UserError: a run's folder holds one of another configuration, finished or not: nothing is begun then.
         """
         with hold_folder(self.folder):
+            for run in self.runs:
+                require_same_config(run.config, run.run_dir)
             self._write_plan()
             todo = self._unfinished()
             for run in self.runs:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vit24h import schedules
 from vit24h.budget import PHASES, BudgetClock, Position
-from vit24h.config import Config, read_config
+from vit24h.config import Config
 from vit24h.data import Batch, BatchPlan, Dataset, DeviceCopy, EvalLoader, TrainLoader
 from vit24h.engine import device as devices
 from vit24h.engine import inputs
@@ -45,6 +45,7 @@ from vit24h.records.chain import config_fingerprint, fingerprint
 from vit24h.records.fields import Fields
 from vit24h.records.folder import remove_leftovers, replace_file, write_json, write_yaml, writing_to
 from vit24h.records.reader import effective_rows, read_json, read_rows
+from vit24h.records.same_config import require_same_config
 
 Result = TypeVar("Result")
 
@@ -75,7 +76,7 @@ def train(config: Config, run_dir: Path, *, display: TrainDisplay | None = None,
         TrainingFailed: the loss stays non-finite, the dataset is damaged or stays away, the disk stays full.
     """
     display = display or TrainDisplay(f"{config.name} seed {config.seed}")
-    _require_same_config(config, run_dir)
+    require_same_config(config, run_dir)
     stop = StopSignals()
     with noticing_gpu_loss():
         accelerator = _accelerator(config)
@@ -717,33 +718,6 @@ def _accelerator(config: Config) -> Accelerator:
     device = devices.select_device(config.runtime.device)
     precision = devices.select_precision(config, device)
     return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
-
-
-def _require_same_config(config: Config, run_dir: Path) -> None:
-    """A run folder holds one run: refuse another configuration's, naming what differs."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        return
-    theirs, ours = read_config(path).to_dict(), config.to_dict()
-    for side in (theirs, ours):
-        side.pop("runtime")  # changes no result
-        side["data"].pop("path")  # may have moved; its fingerprint is compared instead
-    if differing := _differences(theirs, ours):
-        told = "; ".join(differing[:3]) + (" ..." if differing[3:] else "")
-        raise UserError(
-            f"{run_dir}: holds a run of another configuration ({told}): choose another folder (--run-dir, or --name "
-            "for a suite), or remove that one"
-        )
-
-
-def _differences(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in theirs.items():
-        if isinstance(value, dict):
-            found.extend(_differences(value, ours[key], f"{prefix}{key}."))
-        elif value != ours[key]:
-            found.append(f"{prefix}{key} {value} there, {ours[key]} here")
-    return found
 
 
 def _last_beat_wall_s(folder: RunFolder) -> float:

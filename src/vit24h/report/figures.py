@@ -44,7 +44,7 @@ def accuracy_over_time(groups: Sequence[Comparison]) -> PrintFigure:
     with mpl.rc_context(style.STYLE):
         if not groups:
             return _nothing_to_draw()
-        figure, panels = _panels(groups, height=3.0)
+        figure, panels = _panels(groups, height=3.0, columns=_columns(groups))
         for axes, group in zip(panels, groups, strict=True):
             _draw_accuracy(axes, group, 2.5)
     return figure
@@ -54,7 +54,7 @@ def locality(groups: Sequence[Comparison]) -> PrintFigure:
     """Top-1 over training time for DeiT-S, LocalViT-S and locality, with the paper's locality plot."""
     with mpl.rc_context(style.STYLE):
         groups = _with_arms(groups, LOCALITY_ARMS)
-        figure, panels = _panels(groups, height=2.8, paper=not _on_imagenet(groups))
+        figure, panels = _panels(groups, height=2.8, paper=not _on_imagenet(groups), columns=_columns(groups))
         _draw_accuracy_and_published(panels, groups, "locality", 2.2)
     return figure
 
@@ -63,7 +63,7 @@ def curriculum(groups: Sequence[Comparison]) -> PrintFigure:
     """Top-1 over training time for the image-size schedules, with the paper's curriculum plot; image size below."""
     with mpl.rc_context(style.STYLE):
         groups = _with_arms(groups, CURRICULUM_ARMS, curricula=True)
-        figure, panels = _panels(groups, height=4.0, paper=not _on_imagenet(groups))
+        figure, panels = _panels(groups, height=4.0, paper=not _on_imagenet(groups), columns=_columns(groups))
         pairs = [_split(axes) for axes in panels]
         _draw_accuracy_and_published([above for above, _ in pairs], groups, "curriculum", 2.3)
         for (_, below), group in zip(pairs, groups, strict=False):
@@ -110,9 +110,17 @@ def gaps(groups: Sequence[Comparison]) -> PrintFigure:
     with mpl.rc_context(style.STYLE):
         if not groups:
             return _nothing_to_draw()
-        figure, panels = _panels(groups, height=0.55 + 0.36 * len(verdicts.CLAIMS), top=0.45)
-        for axes, group in zip(panels, groups, strict=True):
-            _draw_gaps(axes, group)
+        height = 0.55 + 0.36 * len(verdicts.CLAIMS)
+        figure, panels = _panels(groups, height=height, paper=not _on_imagenet(groups), top=0.45)
+        for axes, group in zip(panels, groups, strict=False):
+            aside = _BESIDE if group.on_imagenet else 0.0
+            if group.on_imagenet:
+                _draw_published_gaps(axes, -aside)
+            _draw_gaps(axes, group, aside)
+            _finish_gaps(axes)
+        if len(panels) > len(groups):
+            _draw_published_gaps(panels[-1], 0.0)
+            _finish_gaps(panels[-1])
         _legend_on_top(figure, panels, columns=2)
     return figure
 
@@ -140,17 +148,20 @@ def _panels(
         footer.append(("The panels differ in profile, machine, images or budget: not to be compared.", style.WARNING))
     if not groups:
         footer.append((NO_RECORDS.replace("`", ""), style.FAINT))
+    headings = [group.heading for group in groups]
+    # Where that tells them not apart, the budget does.
+    titles = [group.budget if headings.count(group.heading) > 1 else group.heading for group in groups]
     count = len(groups) + paper
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     figure = style.new_figure(top + rows * height, footer)
     grid = figure.add_gridspec(rows, columns)
     panels = [figure.add_subplot(grid[index // columns, index % columns]) for index in range(count)]
-    for letter, axes, group in zip(string.ascii_lowercase, panels, groups, strict=False):
+    for letter, axes, title in zip(string.ascii_lowercase, panels, titles, strict=False):
         if count > 1:
-            axes.set_title(f"({letter}) {group.heading}" if len(groups) > 1 else "These records", color=style.FAINT)
+            axes.set_title(f"({letter}) {title}" if len(groups) > 1 else "These records", color=style.FAINT)
     if paper:
-        panels[-1].set_title("Paper: ImageNet-1k, read off its plot", color=style.FAINT)
+        panels[-1].set_title("Paper: ImageNet-1k, read off its plots", color=style.FAINT)
     return figure, panels
 
 
@@ -188,6 +199,11 @@ def _with_arms(groups: Sequence[Comparison], names: Sequence[str], *, curricula:
         more = {run.arm for run in group.runs if curricula and run.config["curriculum"]["initial_size"] is not None}
         chosen.append(group.only({*names, *more}))
     return [group for group in chosen if group.runs]
+
+
+def _columns(groups: Sequence[Comparison]) -> int:
+    """Of panels of curves: the labels of unfinished runs are too long for two side by side."""
+    return 1 if any(record.others for group in groups for record in group.arms) else 2
 
 
 def _on_imagenet(groups: Sequence[Comparison]) -> bool:
@@ -230,10 +246,9 @@ def _draw_accuracy(axes: Axes, group: Comparison, height: float, curves: Sequenc
     labels += [_draw_published(axes, curve, factor, paper=True) for curve in curves]
     _draw_budget_line(axes, group, factor, named=True)
     axes.set_xlim(0, 1.04 * longest_s / factor)
-    highest = max([y for y, _, _ in labels if not math.isnan(y)], default=1.0)
-    axes.set_ylim(
-        0, 1.12 * max([highest, *(line.get_ydata().max() for line in axes.lines if len(line.get_ydata()) > 2)])
-    )
+    highest = max([y for y, _, _ in labels if not math.isnan(y)], default=0.0)
+    highest = max([highest, *(line.get_ydata().max() for line in axes.lines if len(line.get_ydata()) > 2)])
+    axes.set_ylim(0, 1.12 * (highest or 1.0))  # nothing evaluated yet, or nothing right: any axis will do
     _draw_chance(axes, group)
     style.end_labels(axes, labels, height)
     images = max((latest(run).val_images or 0 for run in group.runs), default=0)
@@ -264,7 +279,7 @@ def _draw_arm(axes: Axes, record: ArmRecord, factor: float) -> list[tuple[float,
                 axes.plot(times[-1:], top1[-1:], marker="x", markersize=7, color=style.WARNING, linestyle="none")
             value = f"  {top1[-1]:.1f}"
         else:
-            value = ", no evaluation yet"
+            value = f"  {units.MISSING}"  # not evaluated yet
         labels.append((top1[-1] if len(top1) else 0.0, f"{record.arm.label}{seed}{value} {end}", dashed))
     return labels
 
@@ -374,12 +389,13 @@ def _draw_steps(
         return
     span = max(size for _, size in stages)
     # Arms share sizes: each is drawn a hair beside the other, so that none hides another.
-    aside = _aside(place, arms, 0.022 * span, 0.09 * span)
+    aside = _aside(place, arms, 0.03 * span, 0.1 * span)
     times = [time for time, _ in stages] + [end]
     values = [size + aside for _, size in stages]
     axes.step(times, [*values, values[-1]], where="post", color=arm.colour, linestyle=line, linewidth=1.1)
-    middles = [(a + b) / 2 for a, b in itertools.pairwise(times)]
-    axes.plot(middles, values, arm.marker, color=arm.colour, markersize=2.6)
+    share = (place + 1) / (arms + 1)  # of a stage: markers of arms that share it stand one after another
+    marked = [a + share * (b - a) for a, b in itertools.pairwise(times)]
+    axes.plot(marked, values, arm.marker, color=arm.colour, markersize=2.6)
 
 
 def _aside(place: int, arms: int, step: float, most: float) -> float:
@@ -398,10 +414,12 @@ def _finish_sizes(axes: Axes, sizes: set[int], unit: str) -> None:
 
 def _draw_time_spent(axes: Axes, group: Comparison) -> None:
     records = list(reversed(group.arms))
-    totals = []
+    totals, told = [], []
     for record in records:
-        phases = [timing.time_by_phase(run) for run in (record.finished or record.runs[:1])]
+        runs = record.finished or record.runs[:1]
+        phases = [timing.time_by_phase(run) for run in runs]
         totals.append({phase: np.mean([one[phase] for one in phases]) for phase in timing.PHASES})
+        told.append(all(run.rows_of("epoch") for run in runs))  # waiting is recorded once an epoch
     longest = max(sum(total.values()) for total in totals)
     unit, factor = units.time_unit(longest)
     left = np.zeros(len(records))
@@ -422,7 +440,8 @@ def _draw_time_spent(axes: Axes, group: Comparison) -> None:
         left += widths
     for place, (end, total) in enumerate(zip(left, totals, strict=True)):
         waiting = 100 * total["waiting"] / max(total["waiting"] + total["steps"], 1e-9)
-        text = f"{units.duration(end * factor)};  {waiting:.1f} % of training was waiting"
+        share = f"{waiting:.1f} % of training was waiting" if told[place] else "waiting not recorded yet"
+        text = f"{units.duration(end * factor)};  {share}"
         axes.annotate(text, (end, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=6.5)
     axes.set_yticks(range(len(records)), [_label_with_state(record) for record in records])
     axes.set_xlim(0, longest / factor * 1.5)
@@ -461,7 +480,8 @@ def _draw_throughput(axes: Axes, group: Comparison) -> None:
         alone = [timing.mean_over([time.images_per_s_without_waiting for time in by_size[size]]) for size in sizes]
         look = {"color": record.arm.colour, "marker": record.arm.marker, "linestyle": "-" if record.finished else "--"}
         # Arms share sizes: each is drawn a few points beside the other, so that none hides another.
-        aside = ScaledTranslation(_aside(place, len(records), 4, 14) / 72, 0, axes.get_figure().dpi_scale_trans)
+        aside = ScaledTranslation(_aside(place, len(records), 5, 18) / 72, 0, axes.get_figure().dpi_scale_trans)
+        look["zorder"] = 2 + 1 / len(sizes)  # one size is one marker: no line may hide it
         axes.plot(sizes, alone, transform=axes.transData + aside, **(look | _HOLLOW))
         axes.plot(sizes, real, transform=axes.transData + aside, **look)
         labels.append((real[-1], record.arm.label if record.finished else f"{record.arm.label} so far", look))
@@ -508,14 +528,36 @@ _HOLLOW = {"linestyle": (0, (1, 1.2)), "linewidth": 0.9, "markerfacecolor": "whi
 # Claims
 
 
-def _draw_gaps(axes: Axes, group: Comparison) -> None:
-    claims = list(reversed(verdicts.CLAIMS))
-    for place, claim in enumerate(claims):
+def _draw_gaps(axes: Axes, group: Comparison, aside: float) -> None:
+    """The gaps of these records, `aside` above their claim's place."""
+    for place, claim in enumerate(reversed(verdicts.CLAIMS)):
+        measured = verdicts.gap(group, claim)
+        if measured is None:
+            _note_at_zero(axes, place + aside, "no finished record of both")
+            continue
+        single = math.isnan(measured.half_width)
+        axes.errorbar(
+            measured.points,
+            place + aside,
+            xerr=None if single else measured.half_width,
+            fmt="s" if single else "o",
+            color=style.INK,
+            markersize=4.5,
+            elinewidth=1.2,
+            capsize=3,
+            label="these records, one seed: no interval" if single else "these records, 95 % interval over seeds",
+        )
+
+
+def _draw_published_gaps(axes: Axes, aside: float) -> None:
+    for place, claim in enumerate(reversed(verdicts.CLAIMS)):
+        if not published_gaps(claim.better, claim.worse):
+            _note_at_zero(axes, place + aside, "not published")
         plots = "" if in_one_plot(claim.better, claim.worse) else " in different plots"
         for points in published_gaps(claim.better, claim.worse):
             axes.errorbar(
                 points,
-                place - 0.16,
+                place + aside,
                 xerr=math.sqrt(2) * READING_ERROR_TOP1,
                 fmt="^" if plots else "D",
                 color=style.FAINT,
@@ -525,36 +567,24 @@ def _draw_gaps(axes: Axes, group: Comparison) -> None:
                 capsize=2,
                 label=f"published{plots}, with reading error",
             )
-        measured = verdicts.gap(group, claim)
-        if measured is None:
-            axes.annotate(
-                "no finished record of both",
-                (0, place + 0.16),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=6,
-                color=style.FAINT,
-            )
-            continue
-        single = math.isnan(measured.half_width)
-        axes.errorbar(
-            measured.points,
-            place + 0.16,
-            xerr=None if single else measured.half_width,
-            fmt="s" if single else "o",
-            color=style.INK,
-            markersize=4.5,
-            elinewidth=1.2,
-            capsize=3,
-            label="these records, one seed: no interval" if single else "these records, 95 % interval over seeds",
-        )
+
+
+def _note_at_zero(axes: Axes, place: float, text: str) -> None:
+    where = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(text, (0, place), fontsize=6, color=style.FAINT, **where)
+
+
+def _finish_gaps(axes: Axes) -> None:
+    claims = list(reversed(verdicts.CLAIMS))
     axes.axvline(0, color=style.INK, linewidth=0.8)
     axes.set_yticks(range(len(claims)), [_claim_label(claim) for claim in claims])
     axes.set_ylim(-0.6, len(claims) - 0.4)
     axes.grid(axis="x")
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("Difference of final top-1 (points)")
+
+
+_BESIDE = 0.16  # of a place: ours above, the published below, where they share the axes
 
 
 def _claim_label(claim: verdicts.Claim) -> str:

@@ -83,6 +83,12 @@ def published(arm_name: str, plot: str | None = None) -> list[PublishedCurve]:
     ]
 
 
+@cache
+def published_epochs(arm_name: str) -> int | None:
+    """Epochs that the arm had by the end of its published curve; None where it has none."""
+    return load_config(f"paper/{arm_name}", profile="paper-epochs").budget.epochs if published(arm_name) else None
+
+
 def published_gaps(better: str, worse: str) -> list[float]:
     """Differences of the two arms' last points, within one plot; across plots only where no plot has both."""
     pairs = [(b, w) for b in published(better) for w in published(worse)]

@@ -11,13 +11,13 @@ import html
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vit24h.records import Run
-from vit24h.report import timing, units, verdicts
+from vit24h.report import learning, timing, units, verdicts
 from vit24h.report.comparison import ArmRecord, Comparison, Spread, comparisons, is_smoke
 from vit24h.report.latest import Latest, latest, status
-from vit24h.report.paper import equivalence_text, is_deit_s, published
+from vit24h.report.paper import equivalence_text, is_deit_s, published, published_epochs
 from vit24h.report.source import NO_RECORDS
 from vit24h.report.standing import breaches, mark
 
@@ -161,12 +161,7 @@ def results_csv(groups: Sequence[Comparison]) -> str:
 def closing_table(runs: Iterable[Run]) -> Table:
     """The results in few columns, for the end of a suite in a terminal."""
     wide = results(comparisons(runs))
-    keep = [i for i, name in enumerate(wide.columns) if name not in _NOT_IN_TERMINAL]
-    blocks = (
-        Block(block.heading, tuple(tuple(row[i] for i in keep) for row in block.rows), block.notes)
-        for block in wide.blocks
-    )
-    return Table(tuple(wide.columns[i] for i in keep), tuple(blocks))
+    return replace(_with_columns(wide, [name for name in wide.columns if name not in _NOT_IN_TERMINAL]), notes=())
 
 
 def time_by_size(groups: Sequence[Comparison]) -> Table:
@@ -233,12 +228,113 @@ def published_numbers(groups: Sequence[Comparison]) -> Table:
     return Table(columns, tuple(blocks), text_columns=3)
 
 
+def gap_sources(groups: Sequence[Comparison]) -> Table:
+    """Pair by pair: is a gap there at equal epochs already, or does one arm just see more images in its time?"""
+    columns = (
+        "Gap",
+        "Comes from",
+        "Points at the end",
+        "Points at equal epochs",
+        "Epochs",
+        "Epochs in the paper",
+        "Images/s at full size",
+        "Validation loss",
+    )
+    blocks = []
+    for group in groups:
+        rows = tuple(row for claim in verdicts.PAIRS if (row := _gap_source_row(group, claim)))
+        nothing = () if rows else ("No two arms of a claim have finished.",)
+        notes = (*_mark_note(group), *nothing, *_schedule_note(group), *_pace_note(group))
+        blocks.append(Block(_heading(group), rows, notes))
+    notes = (
+        "Means over finished seeds, first arm / second arm. Equal epochs: after the last epoch that every seed of both "
+        "evaluated; those of a curriculum are on small images. Losses are of the last weights.",
+    )
+    return Table(columns, tuple(blocks), notes if blocks else (), text_columns=2)
+
+
+def order_in_words(groups: Sequence[Comparison]) -> str:
+    """In Markdown: how the arms come out, whether it is the paper's order, and how much of that is known."""
+    texts = []
+    for group in groups:
+        texts += [f"**{_heading(group)}**"] if len(groups) > 1 else []
+        texts.append(" ".join(verdicts.order_in_words(group, _digits(group))))
+    return "\n\n".join(texts or [NO_RECORDS]) + "\n"
+
+
+def main_columns(groups: Sequence[Comparison]) -> Table:
+    """The main table in the columns that a README has room for."""
+    wide = results(groups)
+    first, *_ = wide.notes or ("",)
+    notes = (first, "EMA: the averaged weights, beside the result, not it.") if first else ()
+    return replace(_with_columns(wide, _IN_README), notes=notes)
+
+
 def spread_text(spread: Spread, digits: int) -> str:
     """'43.52 ± 0.21 (n=3)'; one seed has no spread: '43.52 (n=1)'."""
     if not spread.n:
         return units.MISSING
     mean = units.percent(spread.mean, digits)
     return f"{mean} (n=1)" if spread.n == 1 else f"{mean} ± {units.percent(spread.sd, digits)} (n={spread.n})"
+
+
+def _with_columns(table: Table, names: Sequence[str]) -> Table:
+    keep = [index for index, name in enumerate(table.columns) if name in names]
+    blocks = (
+        replace(block, rows=tuple(tuple(row[index] for index in keep) for row in block.rows)) for block in table.blocks
+    )
+    return replace(table, columns=tuple(table.columns[index] for index in keep), blocks=tuple(blocks))
+
+
+def _gap_source_row(group: Comparison, claim: verdicts.Claim) -> tuple[str, ...] | None:
+    measured = verdicts.gap(group, claim)
+    if measured is None:
+        return None
+    pair = [record for name in (claim.better, claim.worse) if (record := group.find(name))]
+    better, worse = (learning.top1_by_epoch(record.finished) for record in pair)
+    both = max(better.keys() & worse.keys(), default=None)
+    at_equal = math.nan if both is None else better[both] - worse[both]
+    epochs = [record.spread(_epochs).mean for record in pair]
+    return (
+        f"{pair[0].arm.label} − {pair[1].arm.label}",
+        verdicts.source_of_gap(measured, at_equal, epochs[0] / epochs[1] if epochs[1] else math.nan),
+        verdicts.gap_text(measured),
+        units.MISSING if both is None else f"{units.signed(at_equal)} after epoch {both}",
+        _of_both(pair, _epochs, "{:.1f}"),
+        " / ".join(str(published_epochs(record.arm.name) or units.MISSING) for record in pair),
+        _of_both(pair, learning.pace_at_full_size, "{:,.0f}"),
+        _of_both(pair, lambda run: run.result.get("val_loss"), "{:.3f}"),
+    )
+
+
+def _epochs(run: Run) -> float | None:
+    return latest(run).epochs
+
+
+def _of_both(pair: Sequence[ArmRecord], quantity: Callable[[Run], float | None], form: str) -> str:
+    means = (record.spread(quantity).mean for record in pair)
+    return " / ".join(units.MISSING if math.isnan(mean) else form.format(mean) for mean in means)
+
+
+def _schedule_note(group: Comparison) -> tuple[str, ...]:
+    if any((run.config.get("optimizer") or {}).get("schedule_epochs") for run in group.runs):
+        return ()
+    return ("Learning rates end with the budget: at equal epochs, the arm with fewer of them is further down its own.",)
+
+
+def _pace_note(group: Comparison) -> tuple[str, ...]:
+    """How much the machine itself varied: where epochs of one arm differ, its epochs in a budget do too."""
+    ranges = []
+    for record in group.arms:
+        paces = [pace for run in record.finished for pace in learning.epoch_paces_at_full_size(run)]
+        if len(paces) > 1:
+            ranges.append((max(paces) / min(paces), record.arm.label, min(paces), max(paces)))
+    if not ranges:
+        return ()
+    _, label, low, high = max(ranges)
+    return (
+        f"How even the machine was: {label}'s whole epochs at full size ran at {low:,.0f} to {high:,.0f} images/s.",
+    )
 
 
 def _heading(group: Comparison) -> str:
@@ -440,6 +536,7 @@ def _html_notes(notes: Sequence[str]) -> str:
     return "".join(f"<p class='note'>{html.escape(note)}</p>\n" for note in notes)
 
 
+_IN_README = ("Arm", "Seeds", "Epochs", "Train time", "Top-1 (%)", "Δ baseline", "Top-5 (%)", "EMA top-1", "Parameters")
 _NOT_IN_TERMINAL = ("Δ baseline", "EMA top-1", _paper_column())
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": "\\textbackslash{}",

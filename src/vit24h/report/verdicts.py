@@ -58,6 +58,12 @@ CLAIMS = (
     Claim("Together they beat DeiT-S by a wide margin", "combined", "baseline"),
     Claim("Together they beat LocalViT-S by a wide margin", "combined", "localvit"),
 )
+# What the paper's order says besides.
+PAIRS = (
+    *CLAIMS,
+    Claim("Locality ends above LocalViT-S", "locality", "localvit"),
+    Claim("DeiT-S ends above LocalViT-S", "baseline", "localvit"),
+)
 PAPER_ORDER = ("combined", "locality", "baseline", "localvit")  # best first
 
 
@@ -73,6 +79,63 @@ def gap(comparison: Comparison, claim: Claim) -> Gap | None:
         return None
     a, b = better.top1, worse.top1
     return Gap(a.mean - b.mean, _welch_half_width(a, b), (a.n, b.n))
+
+
+def order_in_words(comparison: Comparison, digits: int = 1) -> list[str]:
+    """Sentences on how the arms come out by mean top-1, beside the paper's order, and what of it is known."""
+    finished = [record for record in comparison.arms if record.finished]
+    if len(finished) < 2:
+        return ["There is no order yet: fewer than two arms have finished."]
+    ranked = sorted(finished, key=lambda record: -record.top1.mean)
+    shown = (f"{record.arm.label} {units.percent(record.top1.mean, digits)}" for record in ranked)
+    sentences = [f"By mean top-1 the arms come out {' > '.join(shown)} ({comparison.seeds})."]
+    published_names = [name for name in PAPER_ORDER if comparison.find(name) in finished]
+    swapped = [
+        f"{arm(b).label} above {arm(a).label}"
+        for a, b in itertools.combinations(published_names, 2)
+        if comparison.find(b).top1.mean > comparison.find(a).top1.mean
+    ]
+    if len(published_names) > 1:
+        order_there = _order_text(published_names)
+        sentences.append(
+            f"The paper's order is {order_there}: here {' and '.join(swapped)}."
+            if swapped
+            else f"That is the paper's order, {order_there}."
+        )
+    steps = [gap(comparison, Claim("", a.arm.name, b.arm.name)) for a, b in itertools.pairwise(ranked)]
+    if any(math.isnan(step.half_width) for step in steps):
+        return [*sentences, "One seed has no spread: which of these steps are chance is not known."]
+    known = sum(step.points > step.half_width for step in steps)
+    count = f"all {len(steps)}" if known == len(steps) else f"{known or 'none'} of the {len(steps)}"
+    return [
+        *sentences,
+        f"Of the steps from one arm to the next, {count} are larger than their 95 % interval over seeds.",
+    ]
+
+
+def source_of_gap(measured: Gap, at_equal_epochs: float, epochs_ratio: float) -> str:
+    """Why the first arm is ahead or behind, in words: what an epoch teaches it, or how many its time holds.
+
+    Args:
+        at_equal_epochs: the gap, in points, after the last epoch that both arms evaluated; NaN without one.
+        epochs_ratio: the first arm's epochs in its time, divided by the second's.
+    """
+    ahead, ahead_at_equal = measured.points > 0, at_equal_epochs > 0
+    if math.isnan(at_equal_epochs) or measured.points == 0:
+        source = units.MISSING
+    elif ahead == ahead_at_equal:
+        source = "more from each epoch" if ahead else "less from each epoch"
+        if ahead and epochs_ratio > _MANY_MORE:
+            source += ", and more of them"
+        elif not ahead and epochs_ratio < 1 / _MANY_MORE:
+            source += ", and fewer of them"
+    else:
+        source = "more epochs in its time" if ahead else "fewer epochs in its time"
+    certain = abs(measured.points) > measured.half_width  # False without an interval
+    return source if certain else f"{source}; may be chance"
+
+
+_MANY_MORE = 1.1  # less than that, and a busy machine may have done it
 
 
 def number_met(comparison: Comparison, record: ArmRecord) -> tuple[str, str]:
@@ -97,6 +160,16 @@ def number_met(comparison: Comparison, record: ArmRecord) -> tuple[str, str]:
     return NOT_REPRODUCED, f"{'above' if above else 'below'} the published range by more than its uncertainty"
 
 
+def gap_text(measured: Gap | None) -> str:
+    """'+1.20 ± 0.45 (n = 3 and 3)'; without an interval where a seed stands alone."""
+    if measured is None:
+        return units.MISSING
+    n = f"n = {measured.seeds[0]} and {measured.seeds[1]}"
+    if math.isnan(measured.half_width):
+        return f"{units.signed(measured.points)} ({n}: no interval)"
+    return f"{units.signed(measured.points)} ± {units.percent(measured.half_width)} ({n})"
+
+
 def _finding(comparison: Comparison, claim: Claim) -> Finding:
     measured, gaps = gap(comparison, claim), published_gaps(claim.better, claim.worse)
     published_text = " / ".join(units.signed(points, 1) for points in gaps) or "not published"
@@ -105,7 +178,7 @@ def _finding(comparison: Comparison, claim: Claim) -> Finding:
     verdict, reason = _verdict(comparison, claim, measured)
     if verdict == REPRODUCED and gaps:
         reason += f"; {_size(measured, gaps)}"
-    return Finding(claim.statement, verdict, reason, published_text, _measured_text(measured))
+    return Finding(claim.statement, verdict, reason, published_text, gap_text(measured))
 
 
 def _verdict(comparison: Comparison, claim: Claim, measured: Gap | None) -> tuple[str, str]:
@@ -158,15 +231,6 @@ def _order_finding(comparison: Comparison) -> Finding:
 
 def _order_text(names: tuple[str, ...] | list[str]) -> str:
     return " > ".join(arm(name).label for name in names)
-
-
-def _measured_text(measured: Gap | None) -> str:
-    if measured is None:
-        return units.MISSING
-    n = f"n = {measured.seeds[0]} and {measured.seeds[1]}"
-    if math.isnan(measured.half_width):
-        return f"{units.signed(measured.points)} ({n}: no interval)"
-    return f"{units.signed(measured.points)} ± {units.percent(measured.half_width)} ({n})"
 
 
 def _size(measured: Gap, gaps: list[float]) -> str:
