@@ -86,6 +86,27 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(options: argparse.Namespace) -> int:
+    profile = options.profile or "full"
+    names = options.configs or DEFAULT_ARMS
+    configs = [load_config(config_of(name), profile=profile, overrides=_overrides(options)) for name in names]
+
+    from vit24h import planning
+    from vit24h.progress import PlanDisplay
+    from vit24h.report import plan as report
+
+    out = options.out or planning.default_path(configs)
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder: give the file that is to be written, such as {out / 'plan.json'}")
+    question = planning.Question(options.gpu_hours, options.target_epochs)
+    with PlanDisplay() as display:
+        found = planning.plan(configs, question, minutes=options.minutes, progress=display.update)
+    planning.write_plan(out, found)
+    figures = report.save_figure(found, out)
+    print(f"{report.to_text(found)}\n\nplan: {out}, {', '.join(path.name for path in figures)}")
+    return 0
+
+
 def _suite(options: argparse.Namespace) -> int:
     if options.quick and options.profile not in (None, "quick"):
         raise UserError(f"--quick is --profile quick: it does not go with --profile {options.profile}")
@@ -255,6 +276,24 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, help="the same as --set seed=K")
     _add_data_and_overrides(train)
 
+    plan = _command(
+        commands,
+        "plan",
+        _plan,
+        "measure for a minute what training takes here, and predict what a budget buys",
+        "vit24h plan paper/combined --data /data/imagenet --gpu-hours 24",
+    )
+    plan.add_argument(
+        "configs", nargs="*", metavar="CONFIG", help=f"what is to be trained (default: {' '.join(DEFAULT_ARMS)})"
+    )
+    plan.add_argument("--profile", help="a YAML file, or one of configs/profiles (default: full)")
+    asked = plan.add_mutually_exclusive_group()
+    asked.add_argument("--gpu-hours", type=_positive, metavar="H", help="what do H hours buy (default: the profile's)")
+    asked.add_argument("--target-epochs", type=_positive, metavar="N", help="how many hours do N epochs take")
+    plan.add_argument("--minutes", type=_positive, metavar="M", help="of measuring in all (default: one a CONFIG)")
+    plan.add_argument("--out", type=Path, metavar="FILE.json", help="default: runs/plan-NAME.json; figures beside it")
+    _add_data_and_overrides(plan)
+
     suite = _command(
         commands,
         "suite",
@@ -397,6 +436,13 @@ def _add_data_and_overrides(parser: argparse.ArgumentParser) -> None:
 def _overrides(options: argparse.Namespace) -> list[str]:
     seed = [] if getattr(options, "seed", None) is None else [f"seed={options.seed}"]
     return [*data_overrides(options.data), *seed, *options.overrides]
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+    return number
 
 
 def _names(text: str) -> list[str]:

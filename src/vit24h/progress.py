@@ -143,3 +143,29 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class PlanDisplay:
+    """How far the measuring of a plan is: a bar on a terminal, a line each round in a log."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._bar: tqdm | None = None
+        self._last: tuple[str, int] | None = None
+
+    def __enter__(self) -> PlanDisplay:
+        if self._stream.isatty():
+            self._bar = tqdm(desc="measuring", file=self._stream, bar_format="{desc}", leave=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, names: str, number: int, rounds: int, image_size: int) -> None:
+        """The next image size has its turn in round `number` of `rounds`."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"measuring {names}: round {number} of {rounds}, {image_size} px")
+        elif self._last != (names, number):
+            print(f"measuring {names}: round {number} of {rounds}", file=self._stream, flush=True)
+        self._last = (names, number)

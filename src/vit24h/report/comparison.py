@@ -194,7 +194,7 @@ def is_smoke(run: Run) -> bool:
 
 def machine_of(run: Run) -> str | None:
     """'NVIDIA H200', 'Intel Xeon, 2 cores', and where it went on elsewhere both: 'NVIDIA A100, then NVIDIA H200'."""
-    machines = dict.fromkeys(machine for environment in _environments(run) if (machine := _machine(environment)))
+    machines = dict.fromkeys(machine for environment in _environments(run) if (machine := machine_name(environment)))
     return ", then ".join(machines) or None
 
 
@@ -228,7 +228,8 @@ def _environments(run: Run) -> list[dict[str, Any]]:
     return environments
 
 
-def _machine(environment: Mapping[str, Any]) -> str | None:
+def machine_name(environment: Mapping[str, Any]) -> str | None:
+    """'NVIDIA H200', '2 × NVIDIA H200' or 'Intel Xeon, 2 cores', from the content of an `environment.json`."""
     gpu, cpu = environment.get("gpu"), environment.get("cpu")
     processes = environment.get("processes") or 1
     if gpu and gpu.get("name"):

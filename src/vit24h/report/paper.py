@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
+from typing import Any
 
 from vit24h import paths
 from vit24h.config import load_config
@@ -19,6 +21,7 @@ from vit24h.report.arms import arm
 READING_ERROR_TOP1 = 0.5  # points; see the README beside the file
 READING_ERROR_HOURS = 0.1
 EPOCH_SAMPLES = 1_281_167 // 256 * 256  # crops in the authors' epoch (METHOD.md, repeated augmentation)
+DEIT_S_EPOCH_HOURS = (1.15, 1.25)  # of DeiT-S at 224 px, between the points of its two curves (METHOD.md)
 
 
 @dataclass(frozen=True)
@@ -114,3 +117,49 @@ def published_throughput() -> list[PublishedThroughput]:
         PublishedThroughput(size, median(hours), EPOCH_SAMPLES / (median(hours) * 3600))
         for size, hours in by_size.items()
     ]
+
+
+def is_deit_s(model: Mapping[str, Any]) -> bool:
+    """Whether a configuration's `model` section is the paper's DeiT-S, as far as its speed goes."""
+    ours = load_config("paper/baseline").to_dict()["model"]
+    return all(model.get(key) == ours[key] for key in _MAKING_THE_SPEED)
+
+
+def deit_s_images_per_s() -> tuple[float, float]:
+    """What the authors' machine trained DeiT-S on at 224 px, data loading included: (least, most), images a second."""
+    fastest_h, slowest_h = DEIT_S_EPOCH_HOURS
+    return EPOCH_SAMPLES / (slowest_h * 3600), EPOCH_SAMPLES / (fastest_h * 3600)
+
+
+def equivalent_hours(images_per_s: float, hours: float = 24.0) -> tuple[float, float]:
+    """Paper-equivalent time: how long this machine takes for what the authors' did in `hours`: (least, most), hours.
+
+    By DeiT-S at 224 px, the one model and size that both are sure to have trained; the range is that of the authors'
+    epochs. Results on different GPUs can be put side by side at equal such time, as far as one number can say it: a
+    machine that is faster at 224 px need not be so to the same degree at 32 px.
+
+    Args:
+        images_per_s: of training DeiT-S at 224 px on this machine, waiting for data included, as the authors' is.
+
+    Source: METHOD.md, "What the published curves say": an epoch of DeiT-S took them 1.15–1.25 h; an epoch is
+    ⌊N/256⌋·256 crops of the N = 1,281,167 training images ("Recipe", repeated augmentation).
+    """
+    least, most = deit_s_images_per_s()
+    return hours * least / images_per_s, hours * most / images_per_s
+
+
+def equivalence_text(images_per_s: float) -> str:
+    """Paper-equivalent time in words, for a machine that trains DeiT-S at 224 px on that many images a second."""
+    return (
+        f"Paper-equivalent time: the authors' 24 h are {_range(equivalent_hours(images_per_s))} h here, by DeiT-S at "
+        f"224 px: {images_per_s:,.0f} images/s, where theirs were {_range(deit_s_images_per_s())}."
+    )
+
+
+def _range(numbers: tuple[float, float]) -> str:
+    low, high = numbers
+    digits = 0 if low >= 100 else 1 if low >= 10 else 2
+    return f"{low:,.{digits}f}–{high:,.{digits}f}"
+
+
+_MAKING_THE_SPEED = ("feed_forward", "image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")

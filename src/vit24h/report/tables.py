@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 from vit24h.records import Run
 from vit24h.report import learning, timing, units, verdicts
-from vit24h.report.comparison import ArmRecord, Comparison, Spread, comparisons
+from vit24h.report.comparison import ArmRecord, Comparison, Spread, comparisons, is_smoke
 from vit24h.report.latest import Latest, latest, status
-from vit24h.report.paper import published, published_epochs
+from vit24h.report.paper import equivalence_text, is_deit_s, published, published_epochs
 from vit24h.report.source import NO_RECORDS
 from vit24h.report.standing import breaches, mark
 
@@ -193,7 +193,7 @@ def budget_buys(groups: Sequence[Comparison]) -> Table:
         columns = columns or ("Arm", "Epoch at final size", *("½ ×", "1 ×", "2 ×", "4 ×"))
         rows = [row for record in group.arms if (row := _budget_row(record, budgets_s))]
         heading = f"{_heading(group)}: epochs in " + ", ".join(units.round_duration(s) for s in budgets_s)
-        blocks.append(Block(heading, tuple(rows), _mark_note(group)))
+        blocks.append(Block(heading, tuple(rows), _mark_note(group) + _paper_equivalent_note(group)))
     note = "From measured speed; ≥: the schedule comes to image sizes that the record never trained at."
     return Table(columns, tuple(blocks), (note,) if blocks else ())
 
@@ -355,7 +355,18 @@ def _notes(group: Comparison) -> tuple[str, ...]:
             f"{record.arm.label}, seed {run.seed}: {units.duration(latest(run).lost_s)} of work lost to interruptions."
             for run in lost
         ]
-    return tuple(notes)
+    return (*notes, *_paper_equivalent_note(group))
+
+
+def _paper_equivalent_note(group: Comparison) -> tuple[str, ...]:
+    """How many hours of this machine are the authors' 24, where it trained DeiT-S at 224 px: the baseline, or else."""
+    for record in group.arms:
+        runs = [run for run in record.finished or record.runs if is_deit_s(run.config["model"]) and not is_smoke(run)]
+        times = [time for run in runs for time in timing.time_by_size(run)]
+        speeds = [time.images_per_s for time in times if time.image_size == runs[0].config["model"]["image_size"]]
+        if speeds and timing.mean_over(speeds) > 0:  # not a NaN either
+            return (equivalence_text(timing.mean_over(speeds)),)
+    return ()
 
 
 def _result_rows(group: Comparison) -> tuple[tuple[str, ...], ...]:
