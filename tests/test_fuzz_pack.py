@@ -77,7 +77,7 @@ def copy_of(tmp_path):
 
 
 @contextmanager
-def refused(match=""):
+def refused(match=None):
     """What is inside raises UserError with a message of one readable line."""
     with pytest.raises(UserError, match=match) as error:
         yield
