@@ -47,6 +47,7 @@ from vit24h.processes import signal_when_parent_dies
 REPLACEMENT_TRIES = 10
 EVAL_PREFETCH_BATCHES = 2
 _NONE = -1
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 Decoded = TypeVar("Decoded")
 
@@ -391,26 +392,31 @@ class _TrainBatches(TorchDataset):
         self, index: int, decode: Callable[[Picture], Decoded], incidents: list[dict[str, Any]]
     ) -> tuple[Decoded, int]:
         """An image decoded, and its label; or those of the first one after it in the index that is not corrupt."""
-        corrupt: list[tuple[str, str]] = []
+        corrupt: list[tuple[int, str]] = []
         readable = False
         for candidate in range(index, index + 1 + REPLACEMENT_TRIES):
             candidate %= len(self._images)
-            path = str(self._images.path(candidate))
             self._activity.at(candidate)
             try:
                 decoded = decode(_load(self._images, candidate))
             except CorruptImageError as error:
-                corrupt.append((path, str(error)))
+                corrupt.append((candidate, str(error)))
                 readable |= not isinstance(error, UnreadableImageError)
                 continue
             incidents += [
-                {"kind": "corrupt_image", "path": bad, "reason": reason, "replaced_by": path} for bad, reason in corrupt
+                {
+                    "kind": "corrupt_image",
+                    "path": str(self._images.path(bad)),
+                    "reason": reason,
+                    "replaced_by": str(self._images.path(candidate)),
+                }
+                for bad, reason in corrupt
             ]
             return decoded, int(self._images.labels[candidate])
-        path, reason = corrupt[0]
+        first, reason = corrupt[0]
         raise (UserError if readable else DatasetGoneError)(
-            f"{path}: {reason}, and so are the {REPLACEMENT_TRIES} images after it in its folder or the next: expected "
-            "a readable dataset: check that it is still in place and complete"
+            f"{self._images.path(first)}: {reason}, and so are the {REPLACEMENT_TRIES} images after it in its folder or "
+            "the next: expected a readable dataset: check that it is still in place and complete"
         )
 
 
@@ -434,7 +440,7 @@ class _EvalBatches(TorchDataset):
             except CorruptImageError as error:
                 return UserError(
                     f"{self._images.path(index)}: {error}: every validation image counts, so put an intact copy "
-                    "of this one there, or remove it"
+                    "of this one there (or pack the images again), or remove it"
                 )
         self._activity.at(_NONE)
         labels = self._images.labels[indices.start : indices.stop : indices.step].astype(np.int64)
@@ -491,7 +497,7 @@ class _Processes:
 
     def start(self) -> Iterator[Any]:
         """Go through the requests from the beginning. Workers start with the first call and work ahead at once."""
-        with _without_interruption_by_ended_children():
+        with _without_interruption_by_ended_children(), _without_signals_to_workers():
             self._iterator = iter(self._loader)
         return _results(self._iterator, _workers(self._iterator))
 
@@ -547,6 +553,16 @@ def _without_interruption_by_ended_children() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, handler)
 
 
+@contextlib.contextmanager
+def _without_signals_to_workers() -> Iterator[None]:
+    """Keep Ctrl-C and SIGTERM back while workers begin: one that has not yet said it ignores them would die of them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _close_if_alive(reference: weakref.ref[_Processes]) -> None:
     processes = reference()
     if processes is not None:
@@ -556,8 +572,9 @@ def _close_if_alive(reference: weakref.ref[_Processes]) -> None:
 def _leave_signals_to_the_main_process(_worker: int) -> None:
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group. The main process finishes its step, for which it
     # may need a batch, and closes the loader.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for stop in _STOPS:
+        signal.signal(stop, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     # Where the main process is killed, nobody closes the loader.
     signal_when_parent_dies(multiprocessing.parent_process().pid, signal.SIGKILL)
 
