@@ -415,8 +415,8 @@ class _TrainBatches(TorchDataset):
             return decoded, int(self._images.labels[candidate])
         first, reason = corrupt[0]
         raise (UserError if readable else DatasetGoneError)(
-            f"{self._images.path(first)}: {reason}, and so are the {REPLACEMENT_TRIES} images after it in its folder or "
-            "the next: expected a readable dataset: check that it is still in place and complete"
+            f"{self._images.path(first)}: {reason}, and so are the {REPLACEMENT_TRIES} images after it in its folder "
+            "or the next: expected a readable dataset: check that it is still in place and complete"
         )
 
 
