@@ -385,7 +385,7 @@ def test_evaluation_takes_another_part_of_the_images_each_turn(data, monkeypatch
     config, _ = plans(data, "budget.steps=6")
     dataset = inputs.open_configured_dataset(config.data)
     bench = _Bench(config, dataset, torch.device("cpu"))
-    bench.prepare()
+    bench.prepare(1)
     seconds = [bench.evaluation_s(turn, 0.01) for turn in range(3)]
     assert parts == [(0, 3), (1, 3), (2, 3)]
     assert min(seconds) > 0

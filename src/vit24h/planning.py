@@ -82,7 +82,7 @@ def plan(
         names = ", ".join(config.name for config in group)
         measurements[key] = measure(
             group[0],
-            {size: batch_size_at(group[0], size) for size in sizes[key]},
+            sizes[key],
             seconds=seconds_a_size * len(sizes[key]),
             folder=folder or paths.runs(),
             progress=lambda *turn, names=names: progress(names, *turn),
@@ -96,11 +96,6 @@ def plan(
         "total": {phase: sum(arm["prediction"][phase] for arm in arms) for phase in phases},
         "paper_equivalent": _paper_equivalent(arms),
     }
-
-
-def batch_size_at(config: Config, image_size: int) -> int:  # noqa: ARG001 - the same at every size
-    """Images a step at an image size."""
-    return config.optimizer.batch_size
 
 
 def write_plan(path: Path, content: Mapping[str, Any]) -> None:
@@ -122,7 +117,7 @@ def default_path(configs: Sequence[Config]) -> Path:
 def _measured_alike(config: Config) -> str:
     """Equal for configurations of which one measurement tells about all."""
     section = config.to_dict()
-    optimizer = {key: section["optimizer"][key] for key in ("batch_size", "precision")}
+    optimizer = {key: section["optimizer"][key] for key in ("batch_size", "constant_tokens", "precision")}
     return json.dumps([section[key] for key in ("model", "data", "augmentation", "runtime")] + [optimizer])
 
 

@@ -17,7 +17,7 @@ import itertools
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from vit24h.engine.evaluate import evaluate
 from vit24h.engine.step import TrainStep
 from vit24h.engine.trial import raise_if_out_of_memory, rehearsal_step, try_largest_step
 from vit24h.gpu_loss import noticing_gpu_loss
-from vit24h.models import build_model
+from vit24h.models import build_model, select_depthwise
 from vit24h.prediction import median
 from vit24h.records import capture_environment
 
@@ -99,7 +99,7 @@ class Measurement:
 
 def measure(
     config: Config,
-    batch_sizes: Mapping[int, int],
+    image_sizes: Sequence[int],
     *,
     seconds: float,
     folder: Path,
@@ -108,7 +108,7 @@ def measure(
     """Measure what training `config` takes at each image size on this machine and these images.
 
     Args:
-        batch_sizes: images a step, by image size in pixels: those of `config`, or more.
+        image_sizes: in pixels: those of `config`, or more.
         seconds: about how long to measure. A slow machine takes longer: every size gets a whole step or two.
         folder: where a checkpoint is written, and removed, to see how long that takes.
         progress: told (round, rounds, image size) whenever the next size has its turn.
@@ -121,12 +121,13 @@ def measure(
     with noticing_gpu_loss():
         device = devices.select_device(config.runtime.device)
         devices.limit_threads(device)
+        devices.allow_tf32(device, config.runtime.tf32)
         dataset = inputs.open_configured_dataset(config.data)
         bench = _Bench(config, dataset, device)
-        bench.prepare()
+        bench.prepare(len(image_sizes))
         setup_s = time.monotonic() - begin
 
-        sizes = {size: SizeMeasurement(size, batch) for size, batch in batch_sizes.items()}
+        sizes = {size: SizeMeasurement(size, inputs.batch_size(config, size)) for size in image_sizes}
         unit_s = seconds / ROUNDS / (len(sizes) * sum(_SHARES.values()) + _EVALUATION_SHARE)
         evaluations, rounds, begin = [], 0, time.monotonic()
         while rounds < ROUNDS and (rounds == 0 or time.monotonic() - begin < _TOO_LATE * seconds):
@@ -174,17 +175,19 @@ class _Bench:
         arithmetic = "no" if precision == "fp32" else precision
         self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=arithmetic)
         torch.manual_seed(config.seed)
-        self._model = build_model(config.model, num_classes=len(dataset.classes)).to(device)
+        self._model = build_model(config.model, num_classes=len(dataset.classes))
+        select_depthwise(self._model, "conv" if config.runtime.depthwise == "auto" else config.runtime.depthwise)
+        self._model.to(device)
         self.facts = {"precision": precision, "parameters": sum(p.numel() for p in self._model.parameters())}
         self._step: TrainStep | None = None
         self._to_device = DeviceCopy(device)
 
-    def prepare(self) -> None:
+    def prepare(self, shapes: int) -> None:
         """What a run does before its clock counts."""
         num_classes = len(self._dataset.classes)
         try_largest_step(self.config, self._model, num_classes, self._accelerator)
         self._average = copy.deepcopy(self._model)
-        self._step = rehearsal_step(self.config, self._model, num_classes, self._accelerator)
+        self._step = rehearsal_step(self.config, self._model, num_classes, self._accelerator, shapes=shapes)
         self._model.train()
 
     def turn(self, size: SizeMeasurement, unit_s: float) -> None:

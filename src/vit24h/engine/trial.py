@@ -106,9 +106,16 @@ def time_steps(
         return (time.perf_counter() - begin) / steps
 
 
-def rehearsal_step(config: Config, model: nn.Module, num_classes: int, accelerator: Accelerator) -> TrainStep:
-    """A training step on `model`, which it changes, with an optimiser, an average and random numbers of its own."""
-    return _rehearsal(config, model, num_classes, accelerator, config.model.patch_size)[0]
+def rehearsal_step(
+    config: Config, model: nn.Module, num_classes: int, accelerator: Accelerator, *, shapes: int
+) -> TrainStep:
+    """A training step on `model`, which it changes, with an optimiser, an average and random numbers of its own.
+
+    Args:
+        shapes: of batches that it will see; it is compiled for each where the configuration says so.
+    """
+    compiled = configured(config.runtime, accelerator, shapes=shapes)
+    return _rehearsal(config, model, num_classes, accelerator, config.model.patch_size, compiled)[0]
 
 
 def _rehearsal(
