@@ -11,10 +11,8 @@ dataset the page cache holds. How much came from the disk all the same is counte
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -298,16 +296,15 @@ class _Bench:
     def _loader(self, size: SizeMeasurement) -> _CountedLoader:
         self._loaders += 1
         plan = BatchPlan(size.image_size, size.batch_size)
-        with _stops_held():
-            loader = inputs.train_loader(
-                self.config,
-                self._dataset,
-                self.order,
-                lambda _epoch, _sample: plan,
-                device=self.device,
-                start_epoch=self._loaders,
-                start_position=0,
-            )
+        loader = inputs.train_loader(
+            self.config,
+            self._dataset,
+            self.order,
+            lambda _epoch, _sample: plan,
+            device=self.device,
+            start_epoch=self._loaders,
+            start_position=0,
+        )
         return _CountedLoader(loader, self.disk, self.config.data.repeated_augmentation)
 
     def _memory_bytes(self) -> int:
@@ -365,8 +362,7 @@ class _Marks:
 
     def note(self, batches: Iterable[tuple[Tensor, Tensor]], seconds: float, *, at_least: int) -> Iterator[Any]:
         """`batches` for `seconds`, longer for `at_least` so many, but not more than twice as long."""
-        with _stops_held():
-            coming = iter(batches)
+        coming = iter(batches)
         while True:
             now, done = time.perf_counter(), len(self._marks)
             spent_s = now - self._begin
@@ -385,19 +381,6 @@ class _Marks:
         since, before = self._marks[late]
         each_s = (end - since) / (self._images - before)
         return end - self._begin + (images - self._images) * each_s
-
-
-@contextlib.contextmanager
-def _stops_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until a loader's processes are there, and these, forked meanwhile, never get them.
-
-    A process only just forked has not yet learnt to ignore them, and would die of them in many lines.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _last(batches: Iterable[Batch]) -> Batch:
