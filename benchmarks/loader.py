@@ -525,3 +525,5 @@ def draw(record: dict[str, Any], out: Path) -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # FFCV's threads can hold an interpreter that is being taken down for ever
