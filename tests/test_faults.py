@@ -17,8 +17,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import simplejpeg
 import torch
-from PIL import ImageFile, JpegImagePlugin
 from safetensors.torch import load_file
 
 from tiny import CURRICULUM, tiny_config, tiny_settings, write_images
@@ -521,14 +521,14 @@ def test_a_stop_in_an_evaluation_saves_within_seconds(sent, status, tmp_path):
 
 def test_a_stop_is_not_taken_for_a_damaged_image_by_what_it_interrupts(data, undisturbed, tmp_path, monkeypatch):
     """Decoding turns every error into a corrupt image; here the stop comes in the middle of it."""
-    original, count = ImageFile.ImageFile.load, itertools.count()
+    original, count = simplejpeg.decode_jpeg, itertools.count()
 
-    def load(self):
-        if next(count) == 100:
+    def decode_jpeg(*arguments, **options):
+        if next(count) == 30:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", load)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decode_jpeg)
     with pytest.raises(Interrupted):
         train(tiny_config(data, steps=STEPS), tmp_path)
     monkeypatch.undo()

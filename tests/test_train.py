@@ -99,6 +99,7 @@ def test_a_run_folder_is_complete(undisturbed):
         "train_images": 24,
         "val_images": 12,
         "classes": 3,
+        "packing": None,
     }
     assert "/" not in json.dumps(run.environment["dataset"])  # records are published: no paths
 

@@ -497,8 +497,12 @@ class _Processes:
 
     def start(self) -> Iterator[Any]:
         """Go through the requests from the beginning. Workers start with the first call and work ahead at once."""
-        with _without_interruption_by_ended_children(), _without_signals_to_workers():
-            self._iterator = iter(self._loader)
+        try:
+            with _without_interruption_by_ended_children(), _without_signals_to_workers():
+                self._iterator = iter(self._loader)
+        except BaseException:  # a stop that was kept back meanwhile: nobody has a loader yet that could be closed
+            self.close()
+            raise
         return _results(self._iterator, _workers(self._iterator))
 
     def ids(self) -> list[int]:
