@@ -40,6 +40,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from vit24h.config import load_config
@@ -460,7 +461,7 @@ def as_markdown(record: dict[str, Any]) -> str:
     lines = [
         f"{images['count']} JPEG files, mean {images['mean_width_px']:.0f}×{images['mean_height_px']:.0f} px and "
         f"{images['mean_bytes'] / 1000:.0f} kB; {record['machine']['cpu']['model']}; median of {record['rounds']} "
-        "interleaved rounds.",
+        f"interleaved rounds; the machine's load average was {record['load_average_at_end'][0]:.1f} at the end.",
     ]
     for table, cores in dict.fromkeys((result["table"], result["cores"]) for result in record["results"]):
         rows = [one for one in record["results"] if (one["table"], one["cores"]) == (table, cores)]
@@ -517,8 +518,10 @@ def draw(record: dict[str, Any], out: Path) -> None:
                 axes.plot(*zip(*points, strict=True), **line)
                 labels.append((points[-1][1], name, line))
             axes.set(yscale="log", xticks=record["sizes"], ylabel="images/s", xlabel="image size (px)")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:,.0f}")
-            axes.set_title(f"{'The whole recipe' if table == 'recipe' else 'Crop and decode alone'}, {cores} core(s)")
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.set_title(f"{'The whole recipe' if table == 'recipe' else 'Crop and decode alone'}; cores: {cores}")
             style.end_labels(axes, labels, height - 0.8)
         figure.save(out, "loader")
 
