@@ -1,7 +1,7 @@
 """Images a second through the training recipe on the CPU: this project's loader beside what the authors ran.
 
     python benchmarks/loader.py IMAGES               a folder or a tar of image files, such as 240 of ImageNet's
-    python benchmarks/loader.py IMAGES --rounds 2 --sizes 64,224 --out /tmp/trial
+    python benchmarks/loader.py IMAGES --rounds 2 --sizes 64,224 --out trial
 
 Two tables. The *recipe*: read, decode, crop, flip, RandAugment, random erasing, normalisation, to a float batch, each
 image in three crops one after another; on one core without a process beside, and on all cores with a worker each.
