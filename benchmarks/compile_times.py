@@ -12,20 +12,18 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from interleaved import wait_for_device
-from step import Synthetic
-from vit24h.config import load_config
+from step import Synthetic, synthetic_step
+from vit24h.config import Config, load_config
 from vit24h.engine import device as devices
 from vit24h.engine import inputs
 from vit24h.engine.compiled import CompileClock, Compiled, require_compiler
-from vit24h.engine.ema import WeightAverage
-from vit24h.engine.optim import build_optimizer
 from vit24h.engine.step import TrainStep
 from vit24h.models import build_model, select_depthwise
 from vit24h.records import capture_environment
@@ -46,7 +44,7 @@ def main() -> None:
     if options.backend == "inductor":
         require_compiler(on_gpu=device.type == "cuda")
     precision = devices.select_precision(config, device)
-    sizes = inputs.image_sizes(config)
+    sizes = config.image_sizes
     environment = capture_environment(gpu=devices.gpu_facts(device), dataset={}, seed=0)
     record = {
         "what": "seconds of compiling a training step",
@@ -63,7 +61,7 @@ def main() -> None:
         for state in ("empty", "full"):
             torch.compiler.reset()
             rows = record[f"{state}_cache"] = []
-            step = _step(config, device, precision, partial(Compiled, shapes=len(sizes), backend=options.backend))
+            step = _step(config, device, partial(Compiled, shapes=len(sizes), backend=options.backend))
             clock = CompileClock()
             for size in sizes:
                 batch = inputs.batch_size(config, size)
@@ -81,23 +79,11 @@ def main() -> None:
             print(f"{state} cache  all   {record[f'{state}_cache_s']:8.1f} s", flush=True)
 
 
-def _step(config, device: torch.device, precision: str, compiled) -> TrainStep:
+def _step(config: Config, device: torch.device, compiled: Callable[..., Compiled]) -> TrainStep:
     torch.manual_seed(0)
     model = build_model(config.model, 1000)
-    select_depthwise(model, "conv" if config.runtime.depthwise == "auto" else config.runtime.depthwise)
-    model.to(device).train()
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
-    average = WeightAverage(model, config.optimizer.ema_decay)
-    model, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
-    return TrainStep(
-        accelerator,
-        model,
-        optimizer,
-        lambda synthetic: (synthetic.images, synthetic.targets),
-        average,
-        label_smoothing=config.augmentation.label_smoothing,
-        compiled=compiled,
-    )
+    select_depthwise(model, config.runtime.depthwise)
+    return synthetic_step(config, model.to(device), devices.make_accelerator(config, device), compiled)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from vit24h.records import capture_environment
 
 def build_step(config: Config, classes: int, accelerator: Accelerator) -> Callable[[Batch], object]:
     model = build_model(config.model, classes)
-    select_depthwise(model, "conv" if config.runtime.depthwise == "auto" else config.runtime.depthwise)
+    select_depthwise(model, config.runtime.depthwise)
     model.to(accelerator.device).train()
     average = WeightAverage(model, config.optimizer.ema_decay)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
@@ -43,7 +43,7 @@ def build_step(config: Config, classes: int, accelerator: Accelerator) -> Callab
         inputs.device_augment(config, classes),
         average,
         label_smoothing=config.augmentation.label_smoothing,
-        compiled=configured(config.runtime, accelerator, shapes=len(inputs.image_sizes(config))),
+        compiled=configured(config.runtime, accelerator, shapes=len(config.image_sizes)),
     )
     to_device = DeviceCopy(accelerator.device)
     return lambda batch: step(to_device(batch), 1e-4)
@@ -144,7 +144,7 @@ def main() -> None:
     devices.limit_threads(device)
     devices.allow_tf32(device, config.runtime.tf32)
     precision = devices.select_precision(config, device)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    accelerator = devices.make_accelerator(config, device)
     dataset = inputs.open_configured_dataset(config.data)
     facts = inputs.dataset_facts(config.data, dataset)
     step = build_step(config, facts["classes"], accelerator)
@@ -162,7 +162,7 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     # The largest first: there the step binds most, and it is where a run spends most of its time.
-    sizes = [int(size) for size in options.sizes.split(",")] if options.sizes else inputs.image_sizes(config)[::-1]
+    sizes = [int(size) for size in options.sizes.split(",")] if options.sizes else config.image_sizes[::-1]
     for size in sizes:
         if time.monotonic() - begin > 60 * options.minutes:
             record["left_out"].append({"image_size": size, "why": "no time left"})

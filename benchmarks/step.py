@@ -83,6 +83,24 @@ class Synthetic:
     targets: Tensor
 
 
+def synthetic_step(
+    config: Config, model: nn.Module, accelerator: Accelerator, compiled: Callable[..., Compiled] | None
+) -> TrainStep:
+    """A training step of `model`, which is on the device, on `Synthetic` data."""
+    average = WeightAverage(model, config.optimizer.ema_decay)
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
+    model.train()
+    return TrainStep(
+        accelerator,
+        model,
+        optimizer,
+        lambda synthetic: (synthetic.images, synthetic.targets),
+        average,
+        label_smoothing=config.augmentation.label_smoothing,
+        compiled=compiled,
+    )
+
+
 class Bench:
     def __init__(self, device: torch.device, precision: str):
         self.device, self.precision = device, precision
@@ -143,19 +161,8 @@ class Bench:
     def _step(self, contender: Contender, config: Config, size: int, data: Synthetic) -> Callable[[], Tensor]:
         model = _model(contender, config, size).to(self.device)
         accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision=self.precision)
-        average = WeightAverage(model, config.optimizer.ema_decay)
-        model, optimizer = accelerator.prepare(model, build_optimizer(model, config.optimizer))
         compiled = partial(Compiled, shapes=1, cuda_graphs=contender.cuda_graphs) if contender.compiled else None
-        step = TrainStep(
-            accelerator,
-            model,
-            optimizer,
-            lambda synthetic: (synthetic.images, synthetic.targets),
-            average,
-            label_smoothing=config.augmentation.label_smoothing,
-            compiled=compiled,
-        )
-        model.train()
+        step = synthetic_step(config, model, accelerator, compiled)
         return lambda: step(data, 1e-4)
 
     def _deit_loop(self, contender: Contender, config: Config, size: int, data: Synthetic) -> Callable[[], float]:

@@ -19,7 +19,6 @@ from vit24h.config import config_from_dict, load_config
 from vit24h.data import BatchPlan
 from vit24h.engine import inputs
 from vit24h.engine.plan import DiskReads, Measurement, SizeMeasurement, _Bench, _Marks
-from vit24h.prediction import sizes_of
 from vit24h.records import load_run
 from vit24h.report import plan as report
 from vit24h.report import tables
@@ -417,7 +416,7 @@ def made_up(
     measured = Measurement(
         sizes={
             size: SizeMeasurement(size, 64, [loader_s], [step_s], [slower_s], [1 - step_s / slower_s], step_s, 2**30)
-            for size in sizes_of(config)
+            for size in config.image_sizes
         },
         evaluation_s=20.0,
         checkpoint_s=1.0,

@@ -13,7 +13,6 @@ from vit24h.prediction import (
     hours_to_each_size,
     median,
     predict,
-    sizes_of,
     with_hours,
     workers_wanted,
 )
@@ -195,8 +194,8 @@ def test_the_authors_run_as_their_own_speeds_predict_it():
 
 
 def test_sizes_of_a_configuration():
-    assert sizes_of(load_config("paper/baseline")) == [224]
-    assert sizes_of(load_config("paper/combined")) == [32, 64, 96, 128, 160, 192, 224]
+    assert load_config("paper/baseline").image_sizes == [224]
+    assert load_config("paper/combined").image_sizes == [32, 64, 96, 128, 160, 192, 224]
 
 
 def test_who_sets_the_pace_and_how_many_workers_would_keep_up():

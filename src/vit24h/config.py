@@ -144,6 +144,14 @@ class Config:
     evaluation: EvaluationConfig
     runtime: RuntimeConfig
 
+    @property
+    def image_sizes(self) -> list[int]:
+        """All sizes that a run trains at, in order, in pixels."""
+        curriculum, final_size = self.curriculum, self.model.image_size
+        if curriculum.initial_size is None:
+            return [final_size]
+        return schedules.curriculum_sizes(curriculum.initial_size, curriculum.size_step, final_size)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as YAML and JSON hold it (tuples as lists)."""
         return _plain(dataclasses.asdict(self))

@@ -22,7 +22,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from vit24h import schedules
 from vit24h.config import Config
 from vit24h.data import Dataset, ImageSource
 from vit24h.data.decode import CorruptImageError, load_image
@@ -200,8 +199,7 @@ def _loader(config: Config, dataset: Dataset, device: torch.device | None) -> Ch
 
 def _accelerator(config: Config, device: torch.device) -> Accelerator:
     AcceleratorState._reset_state()  # it holds the precision of the first one in a process for all others
-    precision = devices.select_precision(config, device)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    return devices.make_accelerator(config, device)
 
 
 def _decoded_per_s(config: Config, images: ImageSource, size: int) -> float:
@@ -221,11 +219,7 @@ def _decoded_per_s(config: Config, images: ImageSource, size: int) -> float:
 
 
 def _sizes(config: Config) -> list[int]:
-    curriculum, largest = config.curriculum, config.model.image_size
-    if curriculum.initial_size is None:
-        return [largest]
-    sizes = schedules.curriculum_sizes(curriculum.initial_size, curriculum.size_step, largest)
-    return sorted({sizes[0], sizes[-1]})
+    return sorted({config.image_sizes[0], config.image_sizes[-1]})
 
 
 # -- memory and disks -----------------------------------------------------------------------------------------------
@@ -250,7 +244,7 @@ def _shared_memory(configs: Sequence[Config], device: torch.device | None) -> Ch
     wanted = 0
     for config in configs:
         workers = devices.select_workers(config.runtime.workers, device or torch.device("cpu"))
-        batch = max(3 * size**2 * inputs.batch_size(config, size) for size in inputs.image_sizes(config))
+        batch = max(3 * size**2 * inputs.batch_size(config, size) for size in config.image_sizes)
         train = workers * config.runtime.prefetch_batches * batch
         evaluation = workers * EVAL_PREFETCH_BATCHES * config.runtime.eval_batch_size * 3 * config.model.image_size**2
         wanted = max(wanted, train + evaluation)

@@ -24,7 +24,6 @@ from vit24h.prediction import (
     hours_to_each_size,
     median,
     predict,
-    sizes_of,
     with_hours,
     workers_wanted,
 )
@@ -75,7 +74,7 @@ def plan(
     groups: dict[str, list[Config]] = {}
     for config in configs:
         groups.setdefault(_measured_alike(config), []).append(config)
-    sizes = {key: sorted({size for config in group for size in sizes_of(config)}) for key, group in groups.items()}
+    sizes = {key: sorted({size for config in group for size in config.image_sizes}) for key, group in groups.items()}
     seconds_a_size = 60 * (minutes or _MINUTES_EACH * len(configs)) / sum(len(some) for some in sizes.values())
     measurements: dict[str, Measurement] = {}
     for key, group in groups.items():
@@ -122,7 +121,7 @@ def _measured_alike(config: Config) -> str:
 
 
 def _arm(config: Config, measured: Measurement, question: Question) -> dict[str, Any]:
-    sizes = {size: measured.sizes[size] for size in sizes_of(config)}
+    sizes = {size: measured.sizes[size] for size in config.image_sizes}
     costs = _costs(sizes, measured, lambda size: median(size.together_s))
     # Were data always there. A loader that also takes the step's cores away would let it be slower than this.
     unhindered = _costs(sizes, measured, lambda size: min(median(size.step_s), median(size.together_s)))

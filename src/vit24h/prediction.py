@@ -74,14 +74,6 @@ class Timeline:
         return self.train_s + self.eval_s + self.checkpoint_s + self.setup_s
 
 
-def sizes_of(config: Config) -> list[int]:
-    """Every image size of a configuration in the order of training, in pixels."""
-    curriculum, final_size = config.curriculum, config.model.image_size
-    if curriculum.initial_size is None:
-        return [final_size]
-    return schedules.curriculum_sizes(curriculum.initial_size, curriculum.size_step, final_size)
-
-
 def with_hours(config: Config, hours: float) -> Config:
     """The same configuration under a budget of that many hours; which phases they count stays."""
     return replace(config, budget=BudgetConfig(hours=hours, epochs=None, steps=None, counts=config.budget.counts))
@@ -128,7 +120,7 @@ def hours_to_each_size(config: Config, costs: Costs, samples_per_epoch: int) -> 
     """
     curriculum, budget = config.curriculum, config.budget
     if curriculum.epochs_per_stage is not None:
-        growing = len(sizes_of(config)) - 1
+        growing = len(config.image_sizes) - 1
         budget = replace(budget, hours=None, epochs=growing * curriculum.epochs_per_stage + 1, steps=None)
     timeline = predict(replace(config, budget=budget), costs, samples_per_epoch)
     return {stage.image_size: stage.begin_s / _HOUR_S for stage in timeline.stages}
@@ -224,7 +216,7 @@ class _Walk:
         reached = {stage.image_size for stage in self.stages}
         return Timeline(
             stages=tuple(self.stages),
-            never_reached=tuple(size for size in sizes_of(self.config) if size not in reached),
+            never_reached=tuple(size for size in self.config.image_sizes if size not in reached),
             epochs=self.epochs,
             steps=self.steps,
             train_s=self.train_s,

@@ -37,8 +37,7 @@ def flip_and_randaugment(images: Tensor, draws: Sequence[Draws], fill: tuple[int
     Returns:
         (B, 3, H, W) uint8 on the device of `images`.
     """
-    images = images.contiguous()
-    images = images.clone()
+    images = images.clone(memory_format=torch.contiguous_format)
     if flipped := [sample for sample, drawn in enumerate(draws) if drawn.flip]:
         where = _to_device(flipped, images)
         images[where] = images[where].flip(-1)

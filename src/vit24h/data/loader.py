@@ -374,13 +374,10 @@ class _TrainBatches(TorchDataset):
         index = int(request.image_indices[samples[0]])
         size = request.image_size
 
-        def draw_group(picture: Picture) -> list[Draws]:
+        def decode(picture: Picture) -> tuple[np.ndarray, int, list[Draws]]:
             first = group * self._repeats
             rngs = (generator(Stream.SAMPLE, self._seed, request.epoch, first + crop) for crop in range(self._repeats))
-            return [self._transform.draw(picture.width, picture.height, size, rng) for rng in rngs]
-
-        def decode(picture: Picture) -> tuple[np.ndarray, int, list[Draws]]:
-            draws = draw_group(picture)
+            draws = [self._transform.draw(picture.width, picture.height, size, rng) for rng in rngs]
             shrink = self._transform.shrink(picture, draws, size)
             return picture.pixels(shrink), shrink, draws
 

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from vit24h.config import Config
 from vit24h.errors import UserError
@@ -50,6 +51,16 @@ def select_precision(config: Config, device: torch.device) -> str:
     if requested == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"optimizer.precision: {torch.cuda.get_device_name()} has no bf16: set fp16 or fp32")
     return requested
+
+
+def make_accelerator(config: Config, device: torch.device) -> Accelerator:
+    """The device, the arithmetic, and the other processes where this one was launched with some.
+
+    Raises:
+        UserError: the device cannot do that arithmetic.
+    """
+    precision = select_precision(config, device)
+    return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
 
 def select_workers(requested: int | str, device: torch.device) -> int:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -36,8 +35,7 @@ def evaluate_run(run_dir: Path, *, data: Path | None = None) -> dict[str, Any]:
     dataset = inputs.open_configured_dataset(config.data)
     device = devices.select_device(config.runtime.device)
     devices.limit_threads(device)
-    precision = devices.select_precision(config, device)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    accelerator = devices.make_accelerator(config, device)
     model = build_model(config.model, num_classes=len(dataset.classes))
     try:
         model.load_state_dict(load_file(weights_path))

@@ -65,7 +65,7 @@ def epoch_order(config: Config, dataset: Dataset) -> EpochOrder:
             f"optimizer.batch_size {config.optimizer.batch_size}: more than the {order.samples_per_epoch} samples of "
             f"an epoch of this dataset: set it to at most {order.samples_per_epoch}"
         )
-    smallest_size = image_sizes(config)[0]
+    smallest_size = config.image_sizes[0]
     if order.samples_per_epoch < (largest := batch_size(config, smallest_size)):
         raise UserError(
             f"optimizer.constant_tokens: makes batches of {largest} images of {smallest_size} px, more than the "
@@ -73,14 +73,6 @@ def epoch_order(config: Config, dataset: Dataset) -> EpochOrder:
             "optimizer.batch_size lower"
         )
     return order
-
-
-def image_sizes(config: Config) -> list[int]:
-    """All sizes that a run trains at, in order, in pixels."""
-    curriculum, final_size = config.curriculum, config.model.image_size
-    if curriculum.initial_size is None:
-        return [final_size]
-    return schedules.curriculum_sizes(curriculum.initial_size, curriculum.size_step, final_size)
 
 
 def batch_size(config: Config, image_size: int, processes: int = 1) -> int:

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
@@ -170,11 +169,10 @@ class _Bench:
         self._loaders = 0  # started so far: each reads an epoch of its own
         precision = devices.select_precision(config, device)
         AcceleratorState._reset_state()  # it holds the precision of the first one in a process for all others
-        arithmetic = "no" if precision == "fp32" else precision
-        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=arithmetic)
+        self._accelerator = devices.make_accelerator(config, device)
         torch.manual_seed(config.seed)
         self._model = build_model(config.model, num_classes=len(dataset.classes))
-        select_depthwise(self._model, "conv" if config.runtime.depthwise == "auto" else config.runtime.depthwise)
+        select_depthwise(self._model, config.runtime.depthwise)
         self._model.to(device)
         self.facts = {"precision": precision, "parameters": sum(p.numel() for p in self._model.parameters())}
         self._step: TrainStep | None = None

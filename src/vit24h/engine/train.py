@@ -79,7 +79,7 @@ def train(config: Config, run_dir: Path, *, display: TrainDisplay | None = None,
     require_same_config(config, run_dir)
     stop = StopSignals()
     with noticing_gpu_loss():
-        accelerator = _accelerator(config)
+        accelerator = devices.make_accelerator(config, devices.select_device(config.runtime.device))
         if accelerator.is_main_process:
             held = RunFolder(run_dir, wait_s=wait_s, waiting=display.message)
         else:
@@ -180,7 +180,7 @@ class Training:
             "samples_per_epoch": order.samples_per_epoch,
             "precision": devices.select_precision(config, self.device),
         }
-        select_depthwise(model, "conv" if config.runtime.depthwise == "auto" else config.runtime.depthwise)
+        select_depthwise(model, config.runtime.depthwise)
         model.to(self.device)
         try_largest_step(config, model, len(dataset.classes), self.accelerator)
         self.average = WeightAverage(model, config.optimizer.ema_decay)
@@ -194,7 +194,7 @@ class Training:
             augment,
             self.average,
             label_smoothing=config.augmentation.label_smoothing,
-            compiled=compiled.configured(config.runtime, self.accelerator, shapes=len(inputs.image_sizes(config))),
+            compiled=compiled.configured(config.runtime, self.accelerator, shapes=len(config.image_sizes)),
         )
         self._compile_clock = compiled.CompileClock()
 
@@ -727,13 +727,6 @@ class Training:
 
     def _show(self, *, force: bool = False) -> None:
         self.display.update(self._status(), force=force)
-
-
-def _accelerator(config: Config) -> Accelerator:
-    """The device, the arithmetic, and the other processes where this one was launched with some."""
-    device = devices.select_device(config.runtime.device)
-    precision = devices.select_precision(config, device)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
 
 def _last_beat_wall_s(folder: RunFolder) -> float:

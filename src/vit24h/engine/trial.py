@@ -42,7 +42,7 @@ def try_largest_step(config: Config, model: nn.Module, num_classes: int, acceler
     """
     device, size = accelerator.device, config.model.image_size  # every curriculum ends at it
     sizes = [size]
-    if inputs.batch_size(config, smallest := inputs.image_sizes(config)[0]) > config.optimizer.batch_size:
+    if inputs.batch_size(config, smallest := config.image_sizes[0]) > config.optimizer.batch_size:
         sizes.append(smallest)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
         for tried in sizes:

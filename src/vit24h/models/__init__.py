@@ -1,6 +1,7 @@
 """The models of the arms, and what one asks of them. Must not know: data, training, configs other than the model's."""
 
 import copy
+from typing import Literal
 
 import torch
 from torch import nn
@@ -28,8 +29,11 @@ def build_model(config: ModelConfig, num_classes: int) -> VisionTransformer:
     return VisionTransformer(config, num_classes, make_block=_BLOCKS[config.feed_forward])
 
 
-def select_depthwise(model: nn.Module, how: Depthwise) -> None:
+def select_depthwise(model: nn.Module, how: Depthwise | Literal["auto"]) -> None:
     """How the locality feed-forward's convolution is computed from now on; other models have none and stay as is.
+
+    Args:
+        how: `auto`: PyTorch's convolution, until a GPU has shown that another way is faster.
 
     Raises:
         UserError: this machine cannot compute it so.
@@ -38,7 +42,7 @@ def select_depthwise(model: nn.Module, how: Depthwise) -> None:
         load_kernels()
     for module in model.modules():
         if isinstance(module, DepthwiseConv):
-            module.how = how
+            module.how = "conv" if how == "auto" else how
 
 
 def no_weight_decay(model: nn.Module) -> set[str]:
