@@ -10,9 +10,11 @@ image in three crops one after another; on one core without a process beside, an
 And how far crops decoded at a fraction of the size are from crops of the whole picture resampled by Pillow, which is
 what the paper's code trained on: PSNR over three crops of every image.
 
-Every round measures every loader at every size once, so that what else the machine does hits all of them; a figure is
-the median over the rounds, a ratio the median of the rounds' ratios. timm and FFCV are no dependencies of the project:
-timm comes with the tests' packages; FFCV is measured where it is installed, and said to be missing where it is not.
+Every image is read once before anything is measured: files are in the page cache, and the checksums that a process
+verifies when it reads an image of a pack for the first time are not in the figures. Every round measures every loader
+at every size once, so that what else the machine does hits all of them; a figure is the median over the rounds, a ratio
+the median of the rounds' ratios. timm and FFCV are no dependencies of the project: timm comes with the tests' packages;
+FFCV is measured where it is installed, and said to be missing where it is not.
 
 Writes loader.json, loader.md, loader.png and loader.pdf.
 """
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -96,7 +99,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("images", type=Path, help="a folder or tar of image files")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")], default=list(SIZES))
-    parser.add_argument("--crops", type=int, default=640, help="measured at a time (default: 640)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="that each is measured at a time (default: 1)")
     parser.add_argument(
         "--cores", type=lambda text: [int(count) for count in text.split(",")], default=[1, os.cpu_count() or 1]
     )
@@ -126,6 +129,15 @@ def as_image_folder(images: Path, folder: Path) -> Path:
     return folder
 
 
+@functools.cache
+def train_images(path: Path) -> ImageSource:
+    """Every image read once."""
+    images = open_dataset(path).train
+    for index in range(len(images)):
+        images.read(index)
+    return images
+
+
 def packed(folder: Path, target: Path, *options: str) -> Path:
     subprocess.run(
         [sys.executable, "-m", "vit24h", "pack", str(folder), str(target), *options],
@@ -136,7 +148,7 @@ def packed(folder: Path, target: Path, *options: str) -> Path:
 
 def equal_images(raw_pack: Path, folder: Path) -> Path:
     """The raw pack's pictures as JPEG files of quality 90, 4:2:0: what FFCV stores, and a pack keeps as it is."""
-    images = open_dataset(raw_pack).train
+    images = train_images(raw_pack)
     (folder / "train" / "all").mkdir(parents=True)
     (folder / "val" / "all").mkdir(parents=True)
     for index in range(len(images)):
@@ -152,7 +164,7 @@ def equal_images(raw_pack: Path, folder: Path) -> Path:
 def ours(path: Path, *, scaled_decoding: bool = True) -> Loader:
     """The project's loader, and what it leaves to the device: erasing and normalisation. No mixing, as in all."""
     recipe = dataclasses.replace(PAPER.augmentation, mixup_alpha=0.0, cutmix_alpha=0.0)
-    images = open_dataset(path).train
+    images = train_images(path)
 
     def batches(size: int, workers: int) -> Batches:
         transform = TrainTransform(recipe, PAPER.data.mean, scaled_decoding=scaled_decoding)
@@ -252,7 +264,7 @@ class repeated_order:  # noqa: N801 - an iterable that a DataLoader can go throu
 
 def ours_alone(path: Path) -> Loader:
     bare = dataclasses.replace(PAPER.augmentation, randaugment_ops=0, erasing_probability=0.0)
-    images = open_dataset(path).train
+    images = train_images(path)
 
     def batches(size: int, workers: int) -> Batches:
         transform = TrainTransform(bare, PAPER.data.mean, scaled_decoding=True)
@@ -350,7 +362,7 @@ def measure(table: str, loaders: dict[str, Loader], cores: int, options: argpars
         for turn in range(options.rounds):
             for size in options.sizes:
                 for name, loader in loaders.items():
-                    rate = images_per_s(loader(size, 0 if cores == 1 else cores), options.crops, cores)
+                    rate = images_per_s(loader(size, 0 if cores == 1 else cores), options.seconds, cores)
                     rates.setdefault((name, size), []).append(rate)
                     print(
                         f"{table}, {cores} cores, round {turn + 1}: {name}, {size} px: {rate:.0f} images/s", flush=True
@@ -363,16 +375,23 @@ def measure(table: str, loaders: dict[str, Loader], cores: int, options: argpars
     ]
 
 
-def images_per_s(batches: Batches, crops: int, cores: int) -> float:
-    for _ in range(1 if cores == 1 else 2 * cores):  # code is compiled and caches filled; workers have begun
+def images_per_s(batches: Batches, seconds: float, cores: int) -> float:
+    """Over `seconds` or a little more, once what comes before the first full pace is over: a quarter of that first."""
+    for _ in range(0 if cores == 1 else 2 * cores):  # what workers prepared while nobody waited
         next(batches)
-    count = -(-crops // BATCH_SIZE)
-    begin = time.perf_counter()
-    for _ in range(count):
-        next(batches)
-    seconds = time.perf_counter() - begin
+    measured(batches, seconds / 4)
+    count, spent_s = measured(batches, seconds)
     batches.close()
-    return count * BATCH_SIZE / seconds
+    return count * BATCH_SIZE / spent_s
+
+
+def measured(batches: Batches, seconds: float) -> tuple[int, float]:
+    """Batches that came, and seconds that they took."""
+    begin, count = time.perf_counter(), 0
+    while (spent_s := time.perf_counter() - begin) < seconds or count == 0:
+        next(batches)
+        count += 1
+    return count, spent_s
 
 
 # -- what is left of it ------------------------------------------------------------------------------------------------
@@ -382,7 +401,7 @@ def fidelity(folder: Path, size: int) -> dict[str, Any]:
     """PSNR, in decibels, of crops with scaled decoding against the same crops without it."""
     bare = dataclasses.replace(PAPER.augmentation, randaugment_ops=0)
     scaled, exact = (TrainTransform(bare, PAPER.data.mean, scaled_decoding=switch) for switch in (True, False))
-    images = open_dataset(folder).train
+    images = train_images(folder)
     psnr: list[float] = []
     decoded_at: dict[int, int] = {}
     for index in range(len(images)):
@@ -415,7 +434,7 @@ def write(
     record = {
         "measured": "images a second, loaders interleaved",
         "rounds": options.rounds,
-        "crops_at_a_time": options.crops,
+        "seconds_at_a_time": options.seconds,
         "batch_size": BATCH_SIZE,
         "sizes": options.sizes,
         "images": {

@@ -66,12 +66,14 @@ class TrainTransform:
         self._scaled_decoding = scaled_decoding
         self.on_device = augmentation.randaugment_on == "device"
 
-    def crops(self, picture: Picture, image_size: int, rngs: Sequence[np.random.Generator]) -> list[np.ndarray]:
-        """One crop of a picture for each generator, uint8 (image_size, image_size, 3); the picture is decoded once."""
+    def crops(self, picture: Picture, image_size: int, rngs: Sequence[np.random.Generator]) -> np.ndarray:
+        """One crop of a picture for each generator: uint8 (crops, image_size, image_size, 3); it is decoded once."""
         draws = [self.draw(picture.width, picture.height, image_size, rng) for rng in rngs]
         shrink = self.shrink(picture, draws, image_size)
         pixels = picture.pixels(shrink)
-        return [self.render(pixels, shrink, drawn, image_size) for drawn in draws]
+        crops = np.stack([self.render(pixels, shrink, drawn, image_size) for drawn in draws])
+        self.randaugment(crops, draws)
+        return crops
 
     def draw(self, width: int, height: int, image_size: int, rng: np.random.Generator) -> Draws:
         """What happens to a sample of a picture of `width` × `height` pixels."""
@@ -90,17 +92,27 @@ class TrainTransform:
         return picture.shrink_for(min(min(drawn.crop[2:]) for drawn in draws) / image_size)
 
     def render(self, pixels: np.ndarray, shrink: int, draws: Draws, image_size: int) -> np.ndarray:
-        """The crop that was drawn of a picture decoded at 1 ÷ `shrink`: uint8 (image_size, image_size, 3)."""
-        crop = (_resized_crop if self._scaled_decoding else _resized_crop_as_pillow)(
-            pixels, draws.crop, shrink, image_size
-        )
+        """The crop that was drawn, flipped if that was drawn, of a picture decoded at 1 ÷ `shrink`.
+
+        Returns:
+            uint8 (image_size, image_size, 3), before RandAugment.
+        """
+        resized = _resized_crop if self._scaled_decoding else _resized_crop_as_pillow
+        crop = resized(pixels, draws.crop, shrink, image_size)
+        return _flipped(crop) if draws.flip and not self.on_device else crop
+
+    def randaugment(self, crops: np.ndarray, draws: Sequence[Draws]) -> None:
+        """Change crops (N, H, W, 3), in place, by the operations that were drawn for each; not if the device does it.
+
+        One kind of operation after another: its code and tables are then at hand in the processor's caches. Done crop
+        by crop, each right after it was resampled, small ones take twice the time.
+        """
         if self.on_device:
-            return crop
-        if draws.flip:
-            crop = crop[:, ::-1]
-        for operation in draws.operations:
-            crop = apply_operation(crop, operation, self._fill)
-        return crop
+            return
+        for turn in range(self._augmentation.randaugment_ops):
+            due = [(drawn.operations[turn], crop) for crop, drawn in enumerate(draws) if turn < len(drawn.operations)]
+            for operation, crop in sorted(due):
+                crops[crop] = apply_operation(crops[crop], operation, self._fill)
 
 
 class EvalTransform:
@@ -141,13 +153,18 @@ def _resized_crop(pixels: np.ndarray, crop: Box, shrink: int, image_size: int) -
     part = Image.fromarray(pixels[first_y:last_y, first_x:last_x])
     x, y = x - first_x, y - first_y
     box = (x, y, min(x + width / shrink, part.width), min(y + height / shrink, part.height))
-    return np.asarray(part.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
+    return np.array(part.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box))
 
 
 def _resized_crop_as_pillow(pixels: np.ndarray, crop: Box, _shrink: int, image_size: int) -> np.ndarray:
     image = Image.fromarray(pixels)
     image = F.resized_crop(image, *crop, size=[image_size, image_size], interpolation=InterpolationMode.BICUBIC)
-    return np.asarray(image)
+    return np.array(image)
+
+
+def _flipped(pixels: np.ndarray) -> np.ndarray:
+    """Left to right. By torch, which turns whole vectors of pixels about where numpy goes through them one by one."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].flip(-1)[0].permute(1, 2, 0).numpy()
 
 
 def draw_crop(augmentation: AugmentationConfig, width: int, height: int, rng: np.random.Generator) -> Box:
@@ -158,12 +175,12 @@ def draw_crop(augmentation: AugmentationConfig, width: int, height: int, rng: np
     """
     low, high = augmentation.crop_ratio
     for _ in range(10):
-        area = width * height * rng.uniform(*augmentation.crop_scale)
-        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        area = width * height * _uniform(*augmentation.crop_scale, rng)
+        ratio = math.exp(_uniform(math.log(low), math.log(high), rng))
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(rng.integers(height - crop_height + 1))
-            left = int(rng.integers(width - crop_width + 1))
+            top = _below(height - crop_height + 1, rng)
+            left = _below(width - crop_width + 1, rng)
             return top, left, crop_height, crop_width
     ratio = min(max(width / height, low), high)
     crop_width, crop_height = min(width, round(height * ratio)), min(height, round(width / ratio))
@@ -175,16 +192,11 @@ def draw_erasing_box(augmentation: AugmentationConfig, image_size: int, rng: np.
     if rng.random() < augmentation.erasing_probability:
         low, high = augmentation.erasing_ratio
         for _ in range(10):
-            area = image_size**2 * rng.uniform(*augmentation.erasing_scale)
-            ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+            area = image_size**2 * _uniform(*augmentation.erasing_scale, rng)
+            ratio = math.exp(_uniform(math.log(low), math.log(high), rng))
             height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if height < image_size and width < image_size:
-                return (
-                    int(rng.integers(image_size - height + 1)),
-                    int(rng.integers(image_size - width + 1)),
-                    height,
-                    width,
-                )
+                return _below(image_size - height + 1, rng), _below(image_size - width + 1, rng), height, width
     return 0, 0, 0, 0
 
 
@@ -195,12 +207,25 @@ def draw_operations(augmentation: AugmentationConfig, rng: np.random.Generator) 
     kept one gets a magnitude and a direction of its own.
     """
     operations = []
-    for choice in rng.integers(len(OPERATIONS), size=augmentation.randaugment_ops):
+    for _ in range(augmentation.randaugment_ops):
         if rng.random() < augmentation.randaugment_probability:
-            magnitude = rng.normal(augmentation.randaugment_magnitude, augmentation.randaugment_magnitude_std)
-            strength = min(max(magnitude, 0.0), 10.0) / 10.0
-            operations.append(Operation(_NAMES[choice], strength if rng.random() < 0.5 else -strength))
+            name = _NAMES[_below(len(_NAMES), rng)]
+            deviation = augmentation.randaugment_magnitude_std * rng.standard_normal()
+            strength = min(max(augmentation.randaugment_magnitude + deviation, 0.0), 10.0) / 10.0
+            operations.append(Operation(name, strength if rng.random() < 0.5 else -strength))
     return operations
+
+
+# A generator's own `uniform` and `integers` take as long as all the rest of a draw.
+
+
+def _uniform(low: float, high: float, rng: np.random.Generator) -> float:
+    return low + (high - low) * rng.random()
+
+
+def _below(count: int, rng: np.random.Generator) -> int:
+    """0 to `count` - 1, each equally likely but for some 2⁻⁵³."""
+    return int(count * rng.random())
 
 
 def apply_operation(pixels: np.ndarray, operation: Operation, fill: tuple[int, ...]) -> np.ndarray:
@@ -236,32 +261,34 @@ def enhancement(strength: float) -> float:
 
 # -- the operations: (pixels, strength from -1 to 1, fill) -> pixels --------------------------------------------------
 #
-# Arithmetic on levels in numpy, which costs no conversion; what needs neighbours or luma in Pillow, which does it well.
+# Arithmetic on levels in numpy: of whole arrays, in 8 bits or single precision, it is quicker than a look-up for each.
+# Histograms, luma and rotation in Pillow, which does them well.
 
 
 def _autocontrast(pixels: np.ndarray, _strength: float, _fill: tuple[int, ...]) -> np.ndarray:
-    image = Image.fromarray(pixels)
-    levels, tables = np.arange(256), []
-    for low, high in image.getextrema():
-        scale = 255 / (high - low) if high > low else 1.0
-        offset = -low * scale if high > low else 0.0
-        tables.append(np.clip(np.trunc(levels * scale + offset), 0, 255))
-    return _through_tables(image, tables)
+    low, high = (
+        extreme(extreme(pixels, axis=0), axis=0).astype(float)[:, None]  # rows first: they lie one after another
+        for extreme in (np.min, np.max)
+    )
+    scale = 255 / np.where(high > low, high - low, 255)
+    offset = np.where(high > low, -low * scale, 0)
+    return _through_tables(pixels, np.clip(np.arange(256) * scale + offset, 0, 255))
 
 
 def _equalize(pixels: np.ndarray, _strength: float, _fill: tuple[int, ...]) -> np.ndarray:
-    image = Image.fromarray(pixels)
-    tables = []
-    for counts in np.array(image.histogram()).reshape(3, 256):
-        step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
-        below = np.cumsum(counts) - counts
-        tables.append(np.minimum((below + step // 2) // step, 255) if step else np.arange(256))
-    return _through_tables(image, tables)
+    counts = np.array(Image.fromarray(pixels).histogram()).reshape(3, 256)
+    highest = 255 - np.argmax(counts[:, ::-1] > 0, axis=1)
+    step = (counts.sum(1) - counts[range(3), highest])[:, None] // 255
+    below = np.cumsum(counts, axis=1) - counts
+    tables = np.minimum((below + step // 2) // np.maximum(step, 1), 255)
+    return _through_tables(pixels, np.where(step > 0, tables, np.arange(256)))
 
 
-def _through_tables(image: Image.Image, tables: Sequence[np.ndarray]) -> np.ndarray:
-    """Each channel's levels replaced from its table of 256."""
-    return np.asarray(image.point(np.concatenate(tables).astype(int).tolist()))
+def _through_tables(pixels: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Each channel's levels replaced from its row of (3, 256), whose values are cut down to whole ones."""
+    rows = pixels.reshape(len(pixels), -1)  # long ones: an operation on three numbers at a time is slow
+    places = rows + np.tile(np.array([0, 256, 512], np.uint16), pixels.shape[1])
+    return tables.astype(np.uint8).ravel().take(places).reshape(pixels.shape)
 
 
 def _invert(pixels: np.ndarray, _strength: float, _fill: tuple[int, ...]) -> np.ndarray:
@@ -273,37 +300,50 @@ def _posterize(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> n
 
 
 def _solarize(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
-    levels = np.arange(256, dtype=np.uint8)
-    return np.where(levels < solarize_threshold(strength), levels, ~levels)[pixels]
+    threshold = solarize_threshold(strength)
+    if threshold > 255:
+        return pixels.copy()
+    return pixels ^ np.negative((pixels >= threshold).view(np.uint8))  # -1 is all bits
 
 
 def _solarize_add(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
-    levels = np.arange(256, dtype=np.uint8)
-    return np.where(levels < 128, levels + np.uint8(solarize_added(strength)), levels)[pixels]
+    return pixels + (pixels < 128).view(np.uint8) * np.uint8(solarize_added(strength))
 
 
 def _brightness(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
-    return _blend_with_grey(pixels, 0, strength)
+    return _blend(np.float32(0), pixels.astype(np.float32), strength)
 
 
 def _contrast(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
     mean = np.asarray(Image.fromarray(pixels).convert("L")).mean()
-    return _blend_with_grey(pixels, int(mean + 0.5), strength)
+    return _blend(np.float32(int(mean + 0.5)), pixels.astype(np.float32), strength)
 
 
-def _blend_with_grey(pixels: np.ndarray, grey: int, strength: float) -> np.ndarray:
-    """From one grey to the picture and, where the factor is above 1, beyond; in single precision, as Pillow does."""
-    levels = np.arange(256, dtype=np.float32)
-    blended = np.float32(grey) + np.float32(enhancement(strength)) * (levels - np.float32(grey))
-    return np.clip(blended, 0, 255).astype(np.uint8)[pixels]
+def _sharpness(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
+    levels = pixels.reshape(len(pixels), -1).astype(np.uint16)
+    smooth = levels.astype(np.float32)
+    if min(pixels.shape[:2]) > 2:  # pixels at the edge stay as they are
+        rows = levels[:-2] + levels[1:-1] + levels[2:]
+        square = rows[:, :-6] + rows[:, 3:-3] + rows[:, 6:]
+        square += 4 * levels[1:-1, 3:-3] + np.uint16(6)  # Pillow's SMOOTH: the pixel itself counts five times; rounded
+        smooth[1:-1, 3:-3] = square // np.uint16(13)
+    return _blend(smooth, levels.astype(np.float32), strength).reshape(pixels.shape)
+
+
+def _blend(plain: np.ndarray | np.float32, levels: np.ndarray, strength: float) -> np.ndarray:
+    """From a plainer picture to `levels` and, where the factor is above 1, beyond; in single precision, as Pillow.
+
+    Args:
+        levels: float32; overwritten.
+    """
+    levels -= plain
+    levels *= np.float32(enhancement(strength))
+    levels += plain
+    return levels.clip(0, 255, out=levels).astype(np.uint8)
 
 
 def _color(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
     return np.asarray(ImageEnhance.Color(Image.fromarray(pixels)).enhance(enhancement(strength)))
-
-
-def _sharpness(pixels: np.ndarray, strength: float, _fill: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(ImageEnhance.Sharpness(Image.fromarray(pixels)).enhance(enhancement(strength)))
 
 
 def _rotate(pixels: np.ndarray, strength: float, fill: tuple[int, ...]) -> np.ndarray:

@@ -23,7 +23,8 @@ from vit24h.data.randomness import Stream, generator
 class DeviceAugment:
     """The part of the recipe that works on batches (METHOD.md, recipe). On CPU and GPU alike.
 
-    Every draw is a function of the seed and the batch's (epoch, position).
+    Every draw is a function of the seed and the batch's (epoch, position). On a CPU the images that it returns lie in
+    memory of its own: the next call writes over them.
 
     Args:
         augmentation: probabilities and strengths.
@@ -45,6 +46,7 @@ class DeviceAugment:
         self._std = std
         self._fill = tuple(round(255 * channel) for channel in mean)
         self._constants: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._kept: torch.Tensor | None = None
         self._num_classes = num_classes
         self._seed = seed
 
@@ -73,7 +75,17 @@ class DeviceAugment:
             mean, std = torch.tensor([self._mean, self._std], device=images.device).view(2, 1, 3, 1, 1) * 255
             self._constants[images.device] = mean, std
         mean, std = self._constants[images.device]
-        return images.contiguous().to(torch.float32).sub_(mean).div_(std)
+        return self._as_float(images).sub_(mean).div_(std)
+
+    def _as_float(self, images: torch.Tensor) -> torch.Tensor:
+        """The same levels in float32, channels first in memory."""
+        if images.device.type != "cpu":  # where torch keeps freed memory by itself
+            return images.contiguous().to(torch.float32)
+        if self._kept is None or self._kept.shape != images.shape:
+            # Taking this much memory from the system anew for each batch costs it more than all arithmetic on it.
+            with torch.inference_mode(False):  # evaluation and training may share it
+                self._kept = torch.empty(images.shape)
+        return self._kept.copy_(images)
 
     def _noise(self, device: torch.device, batch: Batch) -> torch.Generator:
         seed = generator(Stream.ERASING_NOISE, self._seed, batch.epoch, batch.position).integers(2**63)

@@ -40,7 +40,7 @@ from vit24h.data.augment import Draws, EvalTransform, TrainTransform
 from vit24h.data.decode import CorruptImageError, Picture, UnreadableImageError, load_image
 from vit24h.data.index import ImageSource
 from vit24h.data.order import EpochOrder
-from vit24h.data.randomness import Stream, generator
+from vit24h.data.randomness import Generators, Stream
 from vit24h.errors import UserError
 from vit24h.processes import signal_when_parent_dies
 
@@ -331,7 +331,7 @@ class _TrainBatches(TorchDataset):
         self._images = images
         self._transform = transform
         self._repeats = repeats
-        self._seed = seed
+        self._generators = Generators(Stream.SAMPLE, seed)
         self._activity = activity
 
     def __getitem__(self, request: _Request) -> Batch | UserError:
@@ -350,6 +350,7 @@ class _TrainBatches(TorchDataset):
             for sample, (crop, label, drawn) in zip(samples, crops, strict=True):
                 pixels[sample], labels[sample], boxes[sample] = crop, label, drawn.erasing_box
                 draws.append(drawn)
+        self._transform.randaugment(pixels, draws)
         self._activity.at(_NONE)
         return Batch(
             images=_channels_first(pixels),
@@ -366,7 +367,7 @@ class _TrainBatches(TorchDataset):
     def _crops(
         self, request: _Request, group: int, samples: list[int], incidents: list[dict[str, Any]]
     ) -> list[tuple[np.ndarray, int, Draws]]:
-        """Crop, label and draws of samples that show one image: repeated augmentation makes them neighbours.
+        """Crop before RandAugment, label and draws of samples of one image: with repeated augmentation, neighbours.
 
         The image is decoded once, as finely as the finest crop of its whole group needs it, even where the others are
         in another batch or another process: so a sample's pixels do not depend on where batches begin.
@@ -376,7 +377,7 @@ class _TrainBatches(TorchDataset):
 
         def decode(picture: Picture) -> tuple[np.ndarray, int, list[Draws]]:
             first = group * self._repeats
-            rngs = (generator(Stream.SAMPLE, self._seed, request.epoch, first + crop) for crop in range(self._repeats))
+            rngs = (self._generators.at(request.epoch, first + crop) for crop in range(self._repeats))
             draws = [self._transform.draw(picture.width, picture.height, size, rng) for rng in rngs]
             shrink = self._transform.shrink(picture, draws, size)
             return picture.pixels(shrink), shrink, draws
