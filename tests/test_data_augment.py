@@ -99,6 +99,31 @@ def test_an_operation_leaves_its_input_as_it_was():
     assert (pixels == before).all()
 
 
+def test_each_crop_gets_the_operations_that_were_drawn_for_it_in_their_order():
+    """One after another, as the recipe has them, though the work is done one kind of operation after another."""
+    transform = TrainTransform(RECIPE, PAPER.data.mean, scaled_decoding=True)
+    draws = [transform.draw(40, 40, 32, np.random.default_rng(seed)) for seed in range(60)]
+    assert {len(drawn.operations) for drawn in draws} == {0, 1, 2}
+    before = np.stack([np.asarray(photo(32, 32, seed)) for seed in range(60)])
+    found = before.copy()
+    transform.randaugment(found, draws)
+    for crop, drawn, result in zip(before, draws, found, strict=True):
+        for operation in drawn.operations:
+            crop = apply_operation(crop, operation, FILL)
+        assert (result == crop).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (5, 2), (3, 3)])
+def test_pictures_of_hardly_any_pixels_make_the_same_pixels_as_timms_too(size):
+    image = photo(*size)
+    for name in OPERATIONS:
+        seed = next(s for s in range(100) if random.Random(s).random() <= 0.5)
+        random.seed(seed)
+        expected = np.asarray(timm_operation(name, 9.0)(image), int)
+        found = apply_operation(np.asarray(image), Operation(name, 0.9), FILL)
+        assert abs(found - expected).max() <= (name in MOVES), name
+
+
 def test_posterize_at_full_strength_is_black_where_pillow_refuses():
     """No bit is kept. Older Pillows drew black, the paper's among them; today's raise an error, and timm with them."""
     assert np.asarray(apply_operation(np.asarray(photo()), Operation("Posterize", 1.0), FILL)).max() == 0

@@ -48,6 +48,17 @@ def test_images_are_normalised_as_torchvision_does_it():
     assert (augment(PLAIN).normalise(batch.images) == images).all(), "evaluation normalises as training does"
 
 
+def test_training_and_evaluation_share_a_normalisation():
+    """Evaluation runs without gradients, in a mode whose tensors training may not write to."""
+    both = augment(PLAIN)
+    with torch.inference_mode():
+        evaluated = both.normalise(batch_of().images).clone()
+    trained, _ = both(batch_of())
+    trained.add_(1)
+    with torch.inference_mode():
+        assert (both.normalise(batch_of().images) == evaluated).all()
+
+
 def test_the_batch_itself_is_left_as_it_was():
     batch = batch_of()
     before = batch.images.clone()

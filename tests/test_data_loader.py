@@ -33,7 +33,7 @@ from vit24h.data import (
     open_dataset,
 )
 from vit24h.data.decode import load_image
-from vit24h.data.randomness import Stream, generator
+from vit24h.data.randomness import Generators, Stream, generator
 from vit24h.errors import UserError
 
 # Torch thinks three workers too many for two cores.
@@ -82,6 +82,15 @@ def assert_same(ones: list[Batch], others: list[Batch]) -> None:
 
 
 # -- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def test_a_moved_generator_draws_what_one_made_at_the_address_draws():
+    moving = Generators(Stream.SAMPLE, 7)
+    for epoch, position in [(0, 0), (3, 5), (0, 0), (2**40, 2**50), (3, 6)]:
+        moved, made = moving.at(epoch, position), generator(Stream.SAMPLE, 7, epoch, position)
+        assert moved.random(5).tolist() == made.random(5).tolist()
+        assert moved.integers(7, dtype=np.int32) == made.integers(7, dtype=np.int32)  # half a number: leaves a rest
+        assert moved.standard_normal() == made.standard_normal()
 
 
 def test_a_batch_holds_what_was_asked_for(folder):
