@@ -500,7 +500,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes_and_leaves_nothing_be
     assert len(moments) >= 2, f"always killed in the same state: {moments}"
 
 
-@pytest.mark.parametrize("between", ["_sync_folder", "replace", "unlink"])
+@pytest.mark.parametrize("between", ["sync_folder", "replace", "unlink"])
 def test_stopped_between_the_last_renames_it_does_the_rest(between, images, packed, tmp_path, monkeypatch):
     """A stop right after the n-th rename or removal, for each of them."""
     from vit24h.data import packing as module
@@ -524,7 +524,7 @@ def test_stopped_between_the_last_renames_it_does_the_rest(between, images, pack
             return call
 
         with monkeypatch.context() as patch, contextlib.suppress(Killed):
-            owner = module if between == "_sync_folder" else Path
+            owner = module if between == "sync_folder" else Path
             patch.setattr(owner, between, counted(getattr(owner, between)))
             pack_folder(images, packs)
         pack_folder(images, packs)

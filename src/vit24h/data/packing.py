@@ -46,6 +46,7 @@ from vit24h.data.decode import CorruptImageError, decode
 from vit24h.data.index import FolderIndex, open_dataset
 from vit24h.data.pack import PackIndex, PackParameters, Tables
 from vit24h.errors import UserError, one_line
+from vit24h.files import replace_file, sync_folder
 from vit24h.processes import signal_when_parent_dies
 from vit24h.progress import CountDisplay, duration
 
@@ -331,7 +332,7 @@ class _SplitWriter:
     def begin(self) -> Iterator[int]:
         """Open the files; drop what does not fit its checksum. Yields images looked at, now and then."""
         if not self._journal.exists():
-            _write_beside_and_rename(self._journal, self._plan_line)
+            replace_file(self._journal, self._plan_line)
         if self._data.exists():  # renamed, then stopped
             self._data.replace(self._partial)
         self._data_file = self._partial.open("r+b" if self._partial.exists() else "w+b", buffering=0)
@@ -384,7 +385,7 @@ class _SplitWriter:
         self._journal_file.close()
         self._partial.replace(self._data)
         beside.replace(self._index)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         self._journal.unlink()
         self.finished = True
 
@@ -454,26 +455,10 @@ def _difference(there: Mapping[str, Any], wanted: Mapping[str, Any], of: str = "
     return None
 
 
-def _write_beside_and_rename(path: Path, content: bytes) -> None:
-    beside = path.with_name(path.name + ".partial")
-    with beside.open("wb", buffering=0) as file:
-        _write_all(file, content)
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
 def _write_all(file: io.FileIO, content: bytes | memoryview) -> None:
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # -- the processes that decode and encode -----------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from vit24h.records.folder import sync_folder
+from vit24h.files import WRITING, sync_folder
 
 _KEPT = 2
 _NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
-_WRITING = ".writing"
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -29,7 +28,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Raises:
         OSError: the disk is full or gone; what was there before is intact.
     """
-    beside = folder / f"{step:09d}{_WRITING}"
+    beside = folder / f"{step:09d}{WRITING}"
     try:
         torch.save(state, beside)
         checksum = _checksum(beside)
@@ -54,7 +53,7 @@ def load_newest_checkpoint(
     Args:
         damaged: called with each newer checkpoint that had to be passed over, and why.
     """
-    for leftover in folder.glob(f"*{_WRITING}"):
+    for leftover in folder.glob(f"*{WRITING}"):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
     for path in _newest_first(folder):

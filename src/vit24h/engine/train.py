@@ -37,13 +37,14 @@ from vit24h.engine.team import News, Team
 from vit24h.engine.trial import raise_if_out_of_memory, try_largest_step
 from vit24h.engine.watchdog import Watchdog
 from vit24h.errors import UserError
+from vit24h.files import replace_file
 from vit24h.gpu_loss import GpuLost, noticing_gpu_loss
 from vit24h.models import build_model, count_macs, select_depthwise
 from vit24h.progress import TrainDisplay
 from vit24h.records import FollowedRunFolder, RunFolder, capture_environment
 from vit24h.records.chain import config_fingerprint, fingerprint
 from vit24h.records.fields import Fields
-from vit24h.records.folder import remove_leftovers, replace_file, write_json, write_yaml, writing_to
+from vit24h.records.folder import remove_leftovers, write_json, write_yaml, writing_to
 from vit24h.records.reader import effective_rows, read_json, read_rows
 from vit24h.records.same_config import require_same_config
 

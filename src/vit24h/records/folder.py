@@ -21,9 +21,9 @@ from typing import IO, Any
 import yaml
 
 from vit24h.errors import UserError
+from vit24h.files import WRITING, replace_file
 from vit24h.records import chain
 
-_WRITING = ".writing"
 _MOMENT_S = 0.5
 
 
@@ -140,7 +140,7 @@ def remove_leftovers(run_dir: Path) -> None:
 
 def remove_half_written(folder: Path) -> None:
     """Remove what a kill left of `replace_file`."""
-    for path in folder.glob(f".*{_WRITING}"):
+    for path in folder.glob(f".*{WRITING}"):
         path.unlink(missing_ok=True)
 
 
@@ -167,28 +167,6 @@ def write_json(path: Path, content: Mapping[str, Any], *, sync: bool = True) -> 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     replace_file(path, yaml.safe_dump(dict(content), sort_keys=False).encode())
-
-
-def replace_file(path: Path, content: bytes, *, sync: bool = True) -> None:
-    """Write beside, sync, rename: whoever reads `path` sees the old content or the new, never a part."""
-    beside = path.with_name(f".{path.name}{_WRITING}")
-    with beside.open("wb") as file:
-        file.write(content)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    beside.replace(path)
-    if sync:
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def hold_folder(folder: Path, *, wait_s: float = _MOMENT_S, waiting: Callable[[str], None] = lambda _: None) -> IO[str]:
