@@ -1,6 +1,6 @@
 """Does `vit24h plan` tell the truth? It plans a run, trains it, plans it again, and holds one against the other.
 
-    python benchmarks/plan.py --data TINY_IMAGENET --out plan-check.json
+    python benchmarks/plan.py --data TINY_IMAGENET
     python benchmarks/plan.py --profile full --config paper/combined --hours 0.2 --data IMAGENET \
         --set curriculum.epochs_per_stage=null --set curriculum.budget_fraction_per_stage=0.12
 
@@ -9,6 +9,8 @@ where the two plans differ by as much as the prediction is off, it is the machin
 
 On a machine that others use too, where seconds say little, --cpu-time lets every clock of both commands run on the CPU
 time that they have used, on a CPU and with the loader in the training process: what others do is then not counted.
+
+Writes plan.json and plan.md.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from typing import Any
 from vit24h.records import Run, load_run
 from vit24h.report.timing import time_by_size
 
+_ENVIRONMENT = ("vit24h", "git", "code", "gpu", "cpu", "memory_gib", "python", "packages", "dataset")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,7 +39,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0, help="of measuring, for each of the two plans")
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time, for a machine that others use too")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=Path("plan-check.json"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "records")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -43,16 +47,16 @@ def main() -> None:
     record = {
         "what": "vit24h plan against a real run of the same configuration, between two plans",
         "clock": "CPU time, loader in the training process" if options.cpu_time else "wall clock",
-        "environment": before["environment"],
+        "environment": {key: before["environment"][key] for key in _ENVIRONMENT},
         "config": before["arms"][0]["config"],
         "real": _real(run),
         "before": _compared(before, run),
         "after": _compared(after, run),
     }
-    options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    for when in ("before", "after"):
-        print(_line(record, when))
-    print(f"record: {options.out}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "plan.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (options.out / "plan.md").write_text(as_markdown(record), encoding="utf-8")
+    print(as_markdown(record))
 
 
 def _plan_train_plan(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], Run, dict[str, Any]]:
@@ -103,7 +107,7 @@ def _compared(plan: dict[str, Any], run: Run) -> dict[str, Any]:
     arm, real = plan["arms"][0], _real(run)
     prediction, measured = arm["prediction"], arm["measured"]
     speeds = {str(size["image_size"]): size["together"]["images_per_s"] for size in measured["sizes"]}
-    begins = {stage["image_size"]: stage["begin_hours"] for stage in prediction["stages"]}
+    begins = {str(stage["image_size"]): stage["begin_hours"] for stage in prediction["stages"]}
     return {
         "epochs": prediction["epochs"],
         "images_per_s": speeds,
@@ -115,25 +119,43 @@ def _compared(plan: dict[str, Any], run: Run) -> dict[str, Any]:
             "epochs": prediction["epochs"] / real["epochs"],
             "images_per_s": {size: speeds[size] / speed for size, speed in real["images_per_s"].items()},
             "size_changes": {
-                str(stage["image_size"]): begins[stage["image_size"]] / stage["begin_hours"]
+                size: begins[size] / stage["begin_hours"]
                 for stage in real["stages"][1:]
-                if stage["image_size"] in begins
+                if (size := str(stage["image_size"])) in begins
             },
-            "sizes_as_predicted": [stage["image_size"] for stage in real["stages"]] == list(begins),
+            "sizes_as_predicted": [str(stage["image_size"]) for stage in real["stages"]] == list(begins),
             "evaluation_s": measured["evaluation_s"] / real["evaluation_s"],
         },
     }
 
 
-def _line(record: dict[str, Any], when: str) -> str:
-    found, real = record[when], record["real"]
-    ratio = found["ratio"]
-    speeds = ", ".join(f"{value:.2f} at {size} px" for size, value in ratio["images_per_s"].items())
-    changes = ", ".join(f"{value:.2f}" for value in ratio["size_changes"].values())
-    return (
-        f"plan {when}: {found['epochs']:.2f} epochs predicted, {real['epochs']:.2f} came: ratio {ratio['epochs']:.3f}; "
-        f"images/s {speeds}; size changes {changes}; evaluation {ratio['evaluation_s']:.2f}"
-    )
+def as_markdown(record: dict[str, Any]) -> str:
+    """The prediction of each of the two plans beside what came, as a table; in brackets predicted ÷ real."""
+    real, plans = record["real"], [record["before"], record["after"]]
+    environment, config = record["environment"], record["config"]
+    machine = environment["gpu"]["name"] if environment["gpu"] else environment["cpu"]["model"]
+
+    def row(name: str, came: float, predicted: list[float | None], form: str = ",.0f") -> str:
+        told = (f"{value:{form}} ({value / came:.2f})" if value is not None else "–" for value in predicted)
+        return f"| {name} | {came:{form}} | {' | '.join(told)} |"
+
+    lines = [
+        f"{config['name']}, profile {config['profile']}, {60 * config['budget']['hours']:.3g} min of training; "
+        f"{machine}, CPU cores: {environment['cpu']['cores']}; {record['clock']}. In brackets: predicted ÷ real.",
+        "",
+        "| | real | plan before | plan after |",
+        "|---|---|---|---|",
+        row("epochs", real["epochs"], [plan["epochs"] for plan in plans], ".2f"),
+    ]
+    for size, speed in real["images_per_s"].items():
+        lines.append(row(f"images/s at {size} px", speed, [plan["images_per_s"].get(size) for plan in plans]))
+    for stage in real["stages"][1:]:
+        size = str(stage["image_size"])
+        begins_s = [plan["size_changes_hours"].get(size) for plan in plans]
+        begins_s = [None if hours is None else 3600 * hours for hours in begins_s]
+        lines.append(row(f"{size} px begins (s)", 3600 * stage["begin_hours"], begins_s))
+    lines.append(row("an evaluation (s)", real["evaluation_s"], [plan["evaluation_s"] for plan in plans], ".1f"))
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

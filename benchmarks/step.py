@@ -5,8 +5,9 @@
 
 At each image size and batch, in turns (benchmarks/interleaved.py): the three models of ours, as written and compiled;
 timm's `deit_small_patch16_224` in the same step, as written and compiled; and timm's model in a loop as DeiT's, which
-reads the loss and waits for the GPU after every step. Locality's convolution in its three ways. Images and targets lie
-on the device already, so this is the step alone; benchmarks/end_to_end.py has the loader. Writes DIR/step.json,
+reads the loss and waits for the GPU after every step. Locality's convolution in its three ways. A matrix product takes
+its turn among them: a share of the peak is a share of what it reached in the same round. Images and targets lie on the
+device already, so this is the step alone; benchmarks/end_to_end.py has the loader. Writes DIR/step.json,
 DIR/step.png and DIR/step.pdf.
 
 Needs timm beside the locked packages (it is in tests/requirements.lock).
@@ -30,7 +31,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interleaved import median_ratio, time_in_turns, wait_for_device
+from interleaved import Timing, median_ratio, time_in_turns, wait_for_device
 from vit24h.config import Config, load_config
 from vit24h.engine.compiled import CompileClock, Compiled
 from vit24h.engine.device import allow_tf32, gpu_facts
@@ -43,6 +44,7 @@ from vit24h.records import capture_environment
 CLASSES = 1000
 ALL_SIZES = "224,64,32,128,192,160,96"
 DEIT_LOOP = "timm, DeiT's loop"
+PRODUCT = "matrix product"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,34 @@ def synthetic_step(
     )
 
 
+@dataclass(frozen=True)
+class MatrixProduct:
+    """Of two square matrices of random numbers: what a share of the peak is a share of."""
+
+    one: Tensor
+    other: Tensor
+
+    def __call__(self) -> Tensor:
+        return self.one @ self.other
+
+    @property
+    def flops(self) -> int:
+        return 2 * len(self.one) ** 3
+
+    @property
+    def description(self) -> str:
+        side, dtype = len(self.one), str(self.one.dtype).removeprefix("torch.")
+        return f"{side} × {side} times {side} × {side}, {dtype}"
+
+
+def share_of_peak(step: Timing, step_flops: float, product: Timing, product_flops: float) -> float:
+    """FLOP/s of a step ÷ those of the product in the same round, the median over the rounds.
+
+    So neither a moment in which the machine was busy nor a clock that falls as the device gets warm makes a share.
+    """
+    return step_flops / product_flops * median_ratio(step, product)
+
+
 class Bench:
     def __init__(self, device: torch.device, precision: str):
         self.device, self.precision = device, precision
@@ -148,15 +178,14 @@ class Bench:
         self._free()
         return best
 
-    def matrix_peak(self) -> dict[str, float]:
-        """The most FLOP/s of a matrix product on random data: what a share of the peak is a share of."""
+    def matrix_product(self) -> MatrixProduct:
         on_gpu = self.device.type == "cuda"
-        side, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
+        side, dtype = (8192, torch.bfloat16) if on_gpu else (2048, torch.float32)
         one, other = (torch.randn(side, side, dtype=dtype, device=self.device) for _ in range(2))
-        for _ in range(3):
-            one @ other
-        timing = time_in_turns({"product": lambda: one @ other}, rounds=7, round_s=0.1)["product"]
-        return {"side": side, "type": str(dtype).removeprefix("torch."), "flops": 2 * side**3 / timing.median_s}
+        product = MatrixProduct(one, other)
+        for _ in range(3):  # the first ones choose kernels
+            product()
+        return product
 
     def _step(self, contender: Contender, config: Config, size: int, data: Synthetic) -> Callable[[], Tensor]:
         model = _model(contender, config, size).to(self.device)
@@ -208,8 +237,8 @@ def _model(contender: Contender, config: Config, size: int) -> nn.Module:
 
 def measure(
     bench: Bench, contenders: tuple[Contender, ...], size: int, batch: int, *, rounds: int, round_s: float
-) -> list[dict]:
-    """One row for each contender: at this size and batch, in turns with the others."""
+) -> tuple[list[dict], dict]:
+    """One row for each contender, at this size and batch, in turns with the others; and what the matrix product did."""
     calls, facts, failed = {}, {}, {}
     for contender in contenders:
         try:
@@ -218,7 +247,9 @@ def measure(
             failed[contender.name] = "out of memory"
         except Exception as error:  # one way that does not work must not take the others' figures along
             failed[contender.name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-    timings = time_in_turns(calls, rounds=rounds, round_s=round_s)
+    product = bench.matrix_product()
+    timings = time_in_turns({**calls, PRODUCT: product}, rounds=rounds, round_s=round_s)
+    products = timings.pop(PRODUCT)
     rows = []
     for contender in contenders:
         row = {"contender": contender.name, "arm": contender.arm, "image_size": size, "batch_size": batch}
@@ -235,13 +266,15 @@ def measure(
                 "spread": timing.spread,
                 "images_per_s": batch / timing.median_s,
                 "model_flops_per_s": flops / timing.median_s,
+                "share_of_peak": share_of_peak(timing, flops, products, product.flops),
                 **facts[contender.name],
                 "times_as_fast_as": {
                     other: median_ratio(timing, theirs) for other, theirs in timings.items() if other != contender.name
                 },
             }
         )
-    return rows
+    peak = {"image_size": size, "batch_size": batch, "flops_per_s": [product.flops / s for s in products.rounds]}
+    return rows, peak
 
 
 def plan_of(sizes: list[int], batches: list[int | None], contenders: tuple[Contender, ...]) -> Iterator[tuple]:
@@ -309,7 +342,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "rounds": options.rounds,
         "note": options.note,
-        "matrix_peak": bench.matrix_peak(),
+        "share_of_peak": "model FLOP/s of a step / those of the matrix product in the same round, median over rounds",
+        "matrix_peak": {"product": bench.matrix_product().description, "rounds": []},
         "rows": [],
         "left_out": [],
     }
@@ -332,12 +366,11 @@ def _measure_all(
             continue
         if wanted is None and size not in best:
             best[size] = bench.best_batch(size, options.batch)
-        rows = measure(bench, contenders, size, wanted or best[size], rounds=options.rounds, round_s=round_s)
+        rows, peak = measure(bench, contenders, size, wanted or best[size], rounds=options.rounds, round_s=round_s)
         for row in rows:
-            if "model_flops_per_s" in row:
-                row["share_of_peak"] = row["model_flops_per_s"] / record["matrix_peak"]["flops"]
             print(_line(row), flush=True)
         record["rows"] += rows
+        record["matrix_peak"]["rounds"].append(peak)
 
 
 def _environment(device: torch.device) -> dict:

@@ -74,6 +74,7 @@ def write_run(
     done: float = 1.0,
     lost_s: float = 0.0,
     waiting: float = 0.04,
+    compile_s: float = 0.0,
     resumed_on: str | None = None,
     changes: dict[str, Any] | None = None,
 ) -> Path:
@@ -85,6 +86,7 @@ def write_run(
         lost_s: seconds lost to an interruption halfway; 0: none happened.
         resumed_on: the machine that it went on with after that interruption; the same one unless given.
         waiting: share of the training time spent waiting for data, at the smallest size twelve times of it.
+        compile_s: of the first step at each image size; 0: nothing is compiled.
         changes: laid over the config, nested.
     """
     folder = suite_folder / arm / f"seed{seed}"
@@ -106,7 +108,9 @@ def write_run(
     }
     _write_text(folder / "environment.json", json.dumps(environment))
     moved_to = MACHINES[resumed_on] if resumed_on else {}
-    rows, result = _train(arm, seed, config, setting, done=done, lost_s=lost_s, waiting=waiting, moved_to=moved_to)
+    rows, result = _train(
+        arm, seed, config, setting, done=done, lost_s=lost_s, waiting=waiting, compile_s=compile_s, moved_to=moved_to
+    )
     if state != "finished":
         rows = [row for row in rows if row["event"] != "end"]
     if state == "failed":
@@ -166,6 +170,7 @@ def _train(
     done: float,
     lost_s: float,
     waiting: float,
+    compile_s: float,
     moved_to: dict[str, Any],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     chance = random.Random(f"{arm} {seed}")
@@ -184,6 +189,13 @@ def _train(
         time = f"2026-01-01T{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}Z"
         clock["wall_s"] = sum(value for phase, value in clock.items() if phase != "wall_s")
         rows.append({"event": event, "time": time, **position, "learning_rate": 1.25e-4, "clock": dict(clock)} | what)
+
+    def begin_stage() -> None:
+        position["image_size"] = size_now()
+        log("stage")
+        if compile_s:
+            clock["train_s"] += compile_s
+            log("compile", compile_s=compile_s)
 
     def size_now() -> int:
         curriculum, stage = config["curriculum"], 0
@@ -219,8 +231,7 @@ def _train(
     }
     log("start", **facts)
     clock["train_s"] = budget_s * 0.001 if budget_s < math.inf else 30.0  # waiting for the first batch
-    position["image_size"] = size_now()
-    log("stage")
+    begin_stage()
     stop_s = budget_s * done
     stop_epochs = (config["budget"]["epochs"] or math.inf) * done
     steps_per_epoch = per_epoch // batch_size
@@ -230,8 +241,7 @@ def _train(
     while clock["train_s"] < stop_s and position["epoch"] < stop_epochs:
         size = size_now()
         if size != position["image_size"]:
-            position["image_size"] = size
-            log("stage")
+            begin_stage()
         relative = (size / final_size) ** 2
         step_s = slice_ * (0.06 + 0.94 * relative) * COSTS.get(arm, 1.0) / setting["images_per_s"]
         wait_s = slice_ * waiting / setting["images_per_s"] * (3 if relative < 0.1 else 1)

@@ -56,8 +56,11 @@ def test_the_whole_of_it_can_be_rehearsed(tmp_path):
         assert str(Path.home()) not in text
         assert str(tmp_path) not in text
         assert os.uname().nodename not in text
-    rows = {row["contender"]: row for row in json.loads((tmp_path / "step.json").read_text())["rows"]}
+    record = json.loads((tmp_path / "step.json").read_text())
+    rows = {row["contender"]: row for row in record["rows"]}
     assert {"baseline", "timm", "locality", "locality, shifted"} <= rows.keys()
+    assert all(0 < row["share_of_peak"] < 1 for row in rows.values())
+    assert [len(part["flops_per_s"]) for part in record["matrix_peak"]["rounds"]] == [2, 2]
     assert rows["baseline"]["times_as_fast_as"]["timm"] > 0
     assert (tmp_path / "step.png").stat().st_size > 1000
     assert [row["image_size"] for row in json.loads((tmp_path / "compile_times.json").read_text())["empty_cache"]] == [
@@ -99,6 +102,19 @@ def test_calls_are_timed_in_turns(monkeypatch):
     assert order == ["one", "two"] + ["one", "two", "two", "one"] * 3
     assert interleaved.median_ratio(timings["one"], timings["two"]) == pytest.approx(3.0, rel=0.5)
     assert statistics.median(timings["one"].rounds) == timings["one"].median_s
+
+
+@pytest.mark.parametrize(
+    ("step_s", "product_s"),
+    [
+        ([1.0, 1.0, 1.0], [0.5, 0.5, 0.5]),
+        ([1.0, 1.0, 1.0], [9.0, 0.5, 0.5]),  # a busy moment while the product had its turn
+        ([1.0, 3.0, 4.0], [0.5, 1.5, 2.0]),  # a machine that gets slower
+    ],
+)
+def test_a_share_of_the_peak_is_one_of_the_same_round(step_s, product_s):
+    times = interleaved.Timing(step_s), interleaved.Timing(product_s)
+    assert step.share_of_peak(times[0], 60.0, times[1], 100.0) == pytest.approx(0.3)
 
 
 def test_every_arm_and_way_is_measured_at_the_wanted_sizes_first():

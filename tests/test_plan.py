@@ -321,6 +321,51 @@ def test_a_disk_that_takes_no_checkpoint_does_not_end_the_plan(data, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+class _OneCore:
+    """Stands for a loader with one worker, and a step, that share a core: at equal parts while both have work."""
+
+    def __init__(self, monkeypatch, *, loader_s, step_s, ahead):
+        self.loader_s, self.step_s, self.ahead = loader_s, step_s, ahead
+        self.now, self.ready = 0.0, 0.0  # batches made and not yet used, with the part of the one at work
+        monkeypatch.setattr("vit24h.engine.plan.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("vit24h.engine.plan.time.sleep", self.load)
+
+    def load(self, seconds):
+        self.now += seconds
+        self.ready = min(self.ahead, self.ready + seconds / self.loader_s)
+
+    def step(self, _batch):
+        both_s = min(self.step_s, (self.ahead - self.ready) * self.loader_s)  # of work, for each of the two
+        self.now += both_s
+        self.load(both_s)
+        self.now += self.step_s - both_s
+
+    def __enter__(self):
+        self.ready = 0.0
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __next__(self):
+        self.load(max(0.0, 1 - self.ready) * self.loader_s)
+        self.ready -= 1
+
+
+@pytest.mark.parametrize("loader_s", [0.1, 0.7, 0.9, 1.5])
+def test_what_fills_the_queue_at_first_is_not_taken_for_the_pace(data, monkeypatch, loader_s):
+    """On a shared core a step takes what making one batch takes, too; not what making five does."""
+    config, _ = plans(data, "runtime.workers=1", "budget.steps=6")
+    bench = _Bench(config, inputs.open_configured_dataset(config.data), torch.device("cpu"))
+    core = _OneCore(monkeypatch, loader_s=loader_s, step_s=1.0, ahead=config.runtime.prefetch_batches)
+    monkeypatch.setattr(bench, "_loader", lambda _size: core)
+    monkeypatch.setattr(bench, "_train_on", core.step)
+    monkeypatch.setattr(bench, "_to_device", lambda batch: batch)
+    size = SizeMeasurement(8, 8, loader_s=[loader_s], step_s=[1.0])
+    bench._together(size, 10.0)
+    assert size.together_s == [pytest.approx(loader_s + 1.0, rel=0.02)]
+
+
 class _Clock:
     """Stands for the clock of the plan's module; whatever takes time moves it on."""
 

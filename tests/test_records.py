@@ -57,6 +57,7 @@ def test_what_is_done_again_after_a_resume_counts_once():
         row("checkpoint"),
         row("eval", n=1),
         row("epoch", n=2),
+        row("compile", compile_s=9.0),
         row("incident", kind="corrupt_image"),  # met again
         row("incident", kind="loader_rebuilt"),  # of its time
         row("resume", rows=3),

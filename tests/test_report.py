@@ -202,11 +202,12 @@ def test_a_damaged_record_is_named_and_the_others_are_shown(tmp_path):
         ("config.yaml", "curriculum:", "curricula:"),
         ("log.jsonl", '"top1": ', '"top_1": '),
         ("log.jsonl", '"train_s": ', '"train": '),
+        ("log.jsonl", '"compile_s": ', '"compiling": '),
         ("result.json", '"top5": ', '"top5": "high", "x": '),
     ],
 )
 def test_a_record_with_a_field_missing_or_mistyped_is_named_and_left_out(tmp_path, file, old, new):
-    folder = write_run(tmp_path / "mini", "baseline")
+    folder = write_run(tmp_path / "mini", "baseline", compile_s=20.0)
     (folder / file).write_text((folder / file).read_text().replace(old, new))
     suite = read_suite(tmp_path / "mini")
     assert suite.runs == ()
@@ -450,6 +451,28 @@ def test_waiting_is_what_the_log_says(tmp_path):
     (time,) = timing.time_by_size(run)
     steps_alone = run.result["samples_seen"] / (run.result["clock"]["train_s"] - waited_s)
     assert time.images_per_s_without_waiting == pytest.approx(steps_alone, rel=1e-6)
+
+
+def test_what_compiling_took_is_told_by_size_and_is_no_part_of_a_step(tmp_path):
+    write_run(tmp_path / "plain", "combined")
+    write_run(tmp_path / "compiled", "combined", compile_s=20.0)
+    plain, compiled = (timing.time_by_size(read_suite(tmp_path / name).runs[0]) for name in ("plain", "compiled"))
+    assert [time.compile_s for time in compiled] == [20.0] * 4
+    assert [time.compile_s for time in plain] == [0.0] * 4
+    for time, same in zip(compiled, plain, strict=True):
+        assert time.step_ms == pytest.approx(same.step_ms, rel=0.05)
+        assert time.images_per_s_without_waiting == pytest.approx(same.images_per_s_without_waiting, rel=0.05)
+        assert time.images_per_s < 0.9 * same.images_per_s  # within the time that counts
+
+
+def test_compiling_is_a_column_where_something_was_compiled_and_nowhere_else(tmp_path):
+    write_run(tmp_path / "mini", "baseline")
+    assert "Compiling" not in tables.time_by_size(groups_of(tmp_path / "mini")).to_markdown()
+    write_run(tmp_path / "mini", "combined", compile_s=20.0)
+    table = tables.time_by_size(groups_of(tmp_path / "mini"))
+    place = table.columns.index("Compiling")
+    rows = [row for block in table.blocks for row in block.rows]
+    assert [(row[0], row[place]) for row in rows] == [("Baseline", "0 s")] + [("Combined", "20.0 s")] * 4
 
 
 @pytest.mark.parametrize("name", ["baseline", "combined"])

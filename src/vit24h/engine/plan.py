@@ -42,8 +42,8 @@ ROUNDS = 3
 _TOO_LATE = 2.0  # times the seconds asked for: no further round then
 _SHARES = {"loader": 1.0, "step": 1.0, "together": 2.0}  # of a round, for each size; the prediction is made of the last
 _EVALUATION_SHARE = 2.0
-_WELL_AHEAD = 1.5  # a loader that much faster than the step never lets it wait, however its batches are bunched
 _LONGEST_FILL_S = 10.0
+_SETTLING = 0.3  # times a slice of both together, before its time is taken
 _SAMPLED_IMAGES = 64
 
 
@@ -257,32 +257,45 @@ class _Bench:
         size.step_s.append((time.perf_counter() - begin) / done)
 
     def _together(self, size: SizeMeasurement, seconds: float) -> None:
-        """As in the loop: wait for a batch, send it to the device, step; the device is waited for now and then."""
-        loader_s, step_s = median(size.loader_s), median(size.step_s)
-        ahead = step_s > _WELL_AHEAD * loader_s
-        row = 1 if ahead else max(self.workers, 1)
+        """As in the loop: wait for a batch, send it to the device, step; the device is waited for now and then.
+
+        A run finds its queue full where the loader is the faster one, and empty where it is the slower one. A loader
+        that has just started fills its queue meanwhile, beside the step and perhaps on the same cores: batches that a
+        slice would pay for and not use. So time is taken once the queue is as it is in a run.
+        """
+        ahead = median(size.loader_s) < median(size.step_s)
+        row = 1 if ahead else max(self.workers, 1)  # the workers' batches come together where they are waited for
         with self._loader(size) as loader:
-            for _ in range(row):
-                self._train_on(self._to_device(next(loader)))
-            devices.synchronize(self.device)
-            if ahead and self.device.type == "cpu":
-                # The workers take cores away from the step while they still fill the queue; in a run it is full.
-                fill_s = max(self.workers, 1) * self.config.runtime.prefetch_batches * loader_s
-                time.sleep(min(fill_s, _LONGEST_FILL_S) if self.workers else 0.0)
+            if ahead:
+                self._let_fill(median(size.loader_s))
+            settled = time.perf_counter() + _SETTLING * seconds
+            self._train(loader, row)  # slow: it copies the memory that it shares with the workers since they began
+            while time.perf_counter() < settled:
+                self._train(loader, row)
             begin, done, waited_s = time.perf_counter(), 0, 0.0
             while done == 0 or time.perf_counter() - begin < seconds:
-                for _ in range(row):
-                    waiting_since = time.perf_counter()
-                    batch = next(loader)
-                    waited_s += time.perf_counter() - waiting_since
-                    self._train_on(self._to_device(batch))
-                devices.synchronize(self.device)
+                waited_s += self._train(loader, row)
                 done += row
                 if ahead:
                     row = self._longer(row)
             taken_s = time.perf_counter() - begin
         size.together_s.append(taken_s / done)
         size.waiting.append(waited_s / taken_s)
+
+    def _let_fill(self, loader_s: float) -> None:
+        """Wait until the workers, at `loader_s` seconds a batch, have prepared all that they prepare ahead."""
+        time.sleep(min(self.workers * self.config.runtime.prefetch_batches * loader_s, _LONGEST_FILL_S))
+
+    def _train(self, loader: _CountedLoader, steps: int) -> float:
+        """That many steps, to the end of what the device is given; the seconds spent waiting for batches."""
+        waited_s = 0.0
+        for _ in range(steps):
+            waiting_since = time.perf_counter()
+            batch = next(loader)
+            waited_s += time.perf_counter() - waiting_since
+            self._train_on(self._to_device(batch))
+        devices.synchronize(self.device)
+        return waited_s
 
     def _longer(self, row: int) -> int:
         """Steps until the device is waited for again: on a GPU as in the loop, but time has to be looked at, too."""

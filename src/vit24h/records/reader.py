@@ -114,9 +114,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def effective_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that the run's final state stands on.
 
-    A `resume` row says how many `rows` the log had when its checkpoint was saved. Stages, epochs and evaluations
-    reported after that were lost with the stop and are done again, so the earlier ones do not count; nor do corrupt
-    images, which are met again.
+    A `resume` row says how many `rows` the log had when its checkpoint was saved. Stages, epochs, evaluations and
+    compilations reported after that were lost with the stop and are done again, so the earlier ones do not count; nor
+    do corrupt images, which are met again.
     """
     kept: list[tuple[int, dict[str, Any]]] = []
     for index, row in enumerate(rows):
@@ -141,4 +141,4 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def _done_again(row: dict[str, Any]) -> bool:
     """A corrupt image is met again; other incidents were of their time."""
-    return row["event"] in {"stage", "epoch", "eval"} or row.get("kind") == "corrupt_image"
+    return row["event"] in {"stage", "epoch", "eval", "compile"} or row.get("kind") == "corrupt_image"

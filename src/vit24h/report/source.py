@@ -106,7 +106,8 @@ def _require_complete(run: Run) -> None:
         clock = row.get("clock")
         numbers = {name: row.get(name) for name in ("step", "samples_seen", "image_size")}
         numbers["clock.train_s"] = clock.get("train_s") if isinstance(clock, dict) else None
-        numbers |= {"top1": row.get("top1")} if row["event"] == "eval" else {}
+        own = {"eval": "top1", "compile": "compile_s"}.get(row["event"])
+        numbers |= {own: row.get(own)} if own else {}
         _require_numbers(numbers, f"{run.path / 'log.jsonl'}: a row of event {row['event']}")
     if run.result is not None:
         numbers = {name: run.result.get(name) for name in ("top1", "top5", "epochs", "samples_seen", "train_hours")}

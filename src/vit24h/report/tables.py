@@ -165,11 +165,12 @@ def closing_table(runs: Iterable[Run]) -> Table:
 
 
 def time_by_size(groups: Sequence[Comparison]) -> Table:
-    """Per arm and image size: step time, speed, and the shares of what is not a step."""
+    """Per arm and image size: step time, speed, and the shares of what is not a step; compiling where any was."""
     columns = (
         "Arm",
         "Image size",
         "Train time",
+        _COMPILING,
         "Epochs",
         "Step (ms)",
         "Images/s",
@@ -180,7 +181,11 @@ def time_by_size(groups: Sequence[Comparison]) -> Table:
     )
     blocks = [Block(_heading(group), tuple(_time_rows(group)), _mark_note(group)) for group in groups]
     note = "Means over seeds. Step: without waiting. Waiting: share of the training time."
-    return Table(columns, tuple(blocks), (note,) if blocks else ())
+    if any(run.rows_of("compile") for group in groups for run in group.runs):
+        note += " Compiling: within the training time, in no step."
+        return Table(columns, tuple(blocks), (note,))
+    table = Table(columns, tuple(blocks), (note,) if blocks else ())
+    return _with_columns(table, [name for name in columns if name != _COMPILING])
 
 
 def budget_buys(groups: Sequence[Comparison]) -> Table:
@@ -447,6 +452,7 @@ def _time_rows(group: Comparison) -> Iterable[tuple[str, ...]]:
                 label,
                 f"{size} px",
                 units.duration(timing.mean_over([time.train_s for time in times])),
+                units.duration(timing.mean_over([time.compile_s for time in times])),
                 f"{timing.mean_over([time.samples / per_epoch for time in times]):.1f}" if per_epoch else units.MISSING,
                 _number(timing.mean_over([time.step_ms for time in times])),
                 units.count(timing.mean_over([time.images_per_s for time in times])),
@@ -537,6 +543,7 @@ def _html_notes(notes: Sequence[str]) -> str:
 
 
 _IN_README = ("Arm", "Seeds", "Epochs", "Train time", "Top-1 (%)", "Δ baseline", "Top-5 (%)", "EMA top-1", "Parameters")
+_COMPILING = "Compiling"
 _NOT_IN_TERMINAL = ("Δ baseline", "EMA top-1", _paper_column())
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": "\\textbackslash{}",

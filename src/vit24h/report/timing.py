@@ -2,7 +2,7 @@
 
 The clock of a row counts from the start of the run, so what lies between two rows is their difference; it belongs to
 the image size that was in force then. Waiting for data is recorded once an epoch; it is spread over the sizes that an
-epoch saw in proportion to their training time. Must not know: figures, tables.
+epoch saw in proportion to their training time. Compiling has rows of its own. Must not know: figures, tables.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class TimeAtSize:
     """What a run did while it trained at one image size; seconds."""
 
     image_size: int  # pixels
-    train_s: float = 0.0  # steps and waiting
+    train_s: float = 0.0  # steps, waiting, and compiling
+    compile_s: float = 0.0  # of these, where the step was compiled
     evaluation_s: float = 0.0
     checkpoints_s: float = 0.0
     setup_s: float = 0.0
@@ -49,13 +50,17 @@ class TimeAtSize:
 
     @property
     def images_per_s_without_waiting(self) -> float:
-        """What the steps alone would reach, were data always there."""
-        return self.images_per_s / (1 - self.waiting_share) if self.waiting_share < 1 else math.nan
+        """What the steps alone would reach, were data always there and nothing to compile."""
+        return self.samples / self._steps_s if self._steps_s > 0 else math.nan
 
     @property
     def step_ms(self) -> float:
-        """Milliseconds of a step, waiting not included."""
-        return 1e3 * self.train_s * (1 - self.waiting_share) / self.steps if self.steps else math.nan
+        """Milliseconds of a step, neither waiting nor compiling included."""
+        return 1e3 * self._steps_s / self.steps if self.steps else math.nan
+
+    @property
+    def _steps_s(self) -> float:
+        return self.train_s * (1 - self.waiting_share) - self.compile_s
 
 
 @dataclass
@@ -87,6 +92,8 @@ def time_by_size(run: Run) -> list[TimeAtSize]:
             epoch = _Epoch()
         elif row["event"] == "stage":
             size = row["image_size"]
+        elif row["event"] == "compile":
+            here.compile_s += row["compile_s"]
         before = row
     return [time for time in sizes.values() if time.samples]
 
