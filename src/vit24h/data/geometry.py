@@ -9,6 +9,7 @@ About the corner, not the centre, as in RandAugment of timm. Must not know: what
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import torch
@@ -34,16 +35,16 @@ def shear_y(pixels: np.ndarray, factor: float, fill: tuple[int, ...]) -> np.ndar
 
 def translate_x(pixels: np.ndarray, by: float, fill: tuple[int, ...]) -> np.ndarray:
     """Pixel (x, y) is read at (x + by, y). As `shear_x`."""
-    return _move_x(pixels, np.full(pixels.shape[0], by), fill)
+    return _move_x(pixels, np.array([by]), fill)
 
 
 def translate_y(pixels: np.ndarray, by: float, fill: tuple[int, ...]) -> np.ndarray:
     """Pixel (x, y) is read at (x, y + by). As `shear_x`."""
-    return _move_y(pixels, np.full(pixels.shape[1], by), fill)
+    return _move_y(pixels, np.array([by]), fill)
 
 
 def _move_x(pixels: np.ndarray, offsets: np.ndarray, fill: tuple[int, ...]) -> np.ndarray:
-    """Row y is read `offsets[y]` pixels to the right."""
+    """Row y is read `offsets[y]` pixels to the right; one offset is for all rows."""
     height, width, _ = pixels.shape
     whole, reach = _whole(offsets, width)
     padded = np.empty((height, width + 2 * reach, 3), np.uint8)
@@ -51,15 +52,14 @@ def _move_x(pixels: np.ndarray, offsets: np.ndarray, fill: tuple[int, ...]) -> n
     # Only two pixels beyond an edge are ever neighbours of what stays; what lies further out is filled in the end.
     padded[:, reach - 2 : reach] = pixels[:, :1]
     padded[:, reach + width : reach + width + 2] = pixels[:, -1:]
-    taps = np.empty(
-        (height, width + 3, 3), np.uint8
-    )  # what is read at x - 1 … x + 2: four slices, the same of each row
-    for begin, end, first in _runs(whole + reach - 1):
-        taps[begin:end] = padded[begin:end, first : first + width + 3]
-    flat = taps.reshape(height, -1).astype(np.float32)
+    # What is read at x - 1 … x + 2 are four slices, the same of each row.
+    taps = np.empty((height, width + 3, 3), np.float32)
+    for rows, first in _runs(whole + reach - 1):
+        taps[rows] = padded[rows, first : first + width + 3]
+    flat = taps.reshape(height, -1)
     neighbours = [flat[:, 3 * tap : 3 * (tap + width)] for tap in range(4)]
     levels = _weighted(neighbours, _bicubic_weights(offsets - whole)[:, :, None])
-    _fill_outside(levels, np.repeat(np.arange(width), 3), offsets[:, None], width, fill)
+    _fill_outside(levels, _thrice(width), offsets[:, None], width, fill)
     return levels.reshape(pixels.shape)
 
 
@@ -71,13 +71,15 @@ def _move_y(pixels: np.ndarray, offsets: np.ndarray, fill: tuple[int, ...]) -> n
     padded[reach : reach + height] = pixels
     padded[reach - 2 : reach] = pixels[:1]
     padded[reach + height : reach + height + 2] = pixels[-1:]
-    taps = np.empty((height + 3, width, 3), np.uint8)
-    for begin, end, first in _runs(whole + reach - 1):
-        taps[:, begin:end] = padded[first : first + height + 3, begin:end]
-    flat = taps.reshape(height + 3, -1).astype(np.float32)
+    taps = np.empty((height + 3, width, 3), np.float32)
+    for columns, first in _runs(whole + reach - 1):
+        taps[:, columns] = padded[first : first + height + 3, columns]
+    flat = taps.reshape(height + 3, -1)
     neighbours = [flat[tap : tap + height] for tap in range(4)]
-    levels = _weighted(neighbours, np.repeat(_bicubic_weights(offsets - whole), 3, axis=1))
-    _fill_outside(levels, np.arange(height)[:, None], np.repeat(offsets, 3), height, fill)
+    per_column = offsets if len(offsets) == 1 else offsets.repeat(3)
+    weights = _bicubic_weights(offsets - whole)
+    levels = _weighted(neighbours, weights[:, None] if len(offsets) == 1 else weights.repeat(3, axis=1)[:, None])
+    _fill_outside(levels, np.arange(height, dtype=np.int16)[:, None], per_column, height, fill)
     return levels.reshape(pixels.shape)
 
 
@@ -87,10 +89,13 @@ def _whole(offsets: np.ndarray, length: int) -> tuple[np.ndarray, int]:
     return whole, int(abs(whole).max()) + 2
 
 
-def _runs(firsts: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(begin, end, value) of the stretches of equal neighbours."""
+def _runs(firsts: np.ndarray) -> Iterator[tuple[slice, int]]:
+    """(where, value) of the stretches of equal neighbours; everywhere, if there is but one value."""
+    if len(firsts) == 1:
+        yield slice(None), int(firsts[0])
+        return
     borders = [0, *(np.flatnonzero(firsts[1:] != firsts[:-1]) + 1).tolist(), len(firsts)]
-    return zip(borders[:-1], borders[1:], firsts[borders[:-1]].tolist(), strict=True)
+    yield from zip(map(slice, borders[:-1], borders[1:]), firsts[borders[:-1]].tolist(), strict=True)
 
 
 def _weighted(neighbours: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
@@ -107,15 +112,27 @@ def _fill_outside(levels: np.ndarray, at: np.ndarray, offsets: np.ndarray, lengt
     """Give `levels` (H, W · 3) the colour `fill` where the pixel at index `at` is read from beyond 0 … `length`."""
     # In whole numbers, and without a branch for each pixel: that much quicker than a mask.
     first, last = (np.ceil(border - 0.5 - offsets).clip(0, length).astype(np.int16) for border in (0, length))
-    at = at.astype(np.int16)
     inside = ((at >= first) & (at < last)).view(np.uint8)
     levels *= inside
-    levels += (inside ^ 1) * np.tile(np.array(fill, np.uint8), levels.shape[1] // 3)
+    levels += (inside ^ 1) * _row_of(fill, levels.shape[1] // 3)
+
+
+@cache
+def _thrice(width: int) -> np.ndarray:
+    """(W · 3,): the column that each number of a row of pixels belongs to."""
+    return np.repeat(np.arange(width, dtype=np.int16), 3)
+
+
+@cache
+def _row_of(colour: tuple[int, ...], width: int) -> np.ndarray:
+    return np.tile(np.array(colour, np.uint8), width)
+
+
+# Of 1, d, d², d³.
+_CUBICS = np.array([[0, -1, 2, -1], [1, 0, -2, 1], [0, 1, 1, -1], [0, 0, -1, 1]], float)
 
 
 def _bicubic_weights(fraction: np.ndarray) -> np.ndarray:
-    """(4, N) float32: weights of the neighbours at -1, 0, 1, 2 for a point between 0 and 1 (a = -1, Pillow's)."""
-    d = fraction
-    return np.stack(
-        [-d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, -(d**2) + d**3],
-    ).astype(np.float32)
+    """(4, N) float32: weights of the neighbours at -1, 0, 1, 2 for points between 0 and 1 (a = -1, Pillow's)."""
+    square = fraction * fraction
+    return (_CUBICS @ np.array([np.ones_like(fraction), fraction, square, square * fraction])).astype(np.float32)
