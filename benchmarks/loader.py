@@ -10,10 +10,10 @@ image in three crops one after another; on one core without a process beside, an
 And how far crops decoded at a fraction of the size are from crops of the whole picture resampled by Pillow, which is
 what the paper's code trained on: PSNR over three crops of every image.
 
-Every image is read once before anything is measured: files are in the page cache, and the checksums that a process
-verifies when it reads an image of a pack for the first time are not in the figures. Every round measures every loader
-at every size once, so that what else the machine does hits all of them; a figure is the median over the rounds, a ratio
-the median of the rounds' ratios. timm and FFCV are no dependencies of the project: timm comes with the tests' packages;
+All files are read before every measurement, so that nothing waits for a disk; the checksums that a process verifies
+when it reads an image of a pack for the first time are not in the figures. Every round measures every loader at every
+size once, so that what else the machine does hits all of them; a figure is the median over the rounds, a ratio the
+median of the rounds' ratios. timm and FFCV are no dependencies of the project: timm comes with the tests' packages;
 FFCV is measured where it is installed, and said to be missing where it is not.
 
 Writes loader.json, loader.md, loader.png and loader.pdf.
@@ -58,6 +58,20 @@ REPEATS = 3
 PAPER = load_config("base")
 REFERENCE = "DeiT-style (timm)"
 
+LOOKS = {
+    REFERENCE: ("#222222", "o"),
+    "torchvision decode_jpeg + v2": ("#8A8A8A", "s"),
+    "simplejpeg, then Pillow": ("#8A8A8A", "s"),
+    "ours, folder": ("#0072B2", "D"),
+    "ours, folder, full decoding": ("#56B4E9", "^"),
+    "ours, pack 256 px q90": ("#D55E00", "v"),
+    "ours, JPEG pack": ("#D55E00", "v"),
+    "ours, pack 256 px raw": ("#009E73", "P"),
+    "ours, raw pack": ("#009E73", "P"),
+    "FFCV, JPEG": ("#E69F00", ">"),
+    "FFCV, raw": ("#CC79A7", "<"),
+}
+
 Batches = Iterator[Any]
 Loader = Callable[[int, int], Batches]
 """(image size, worker processes) -> endless batches."""
@@ -81,7 +95,7 @@ def main() -> None:
         }
         results = []
         for cores in options.cores:
-            results += measure("recipe", recipe, cores, options)
+            results += measure("recipe", recipe, cores, options, Path(scratch))
         equal = equal_images(packs["raw"], Path(scratch) / "equal")
         equal_pack = packed(equal, Path(scratch) / "equal-pack", "--short-side", "256", "--quality", "90")
         alone = {
@@ -90,7 +104,7 @@ def main() -> None:
             "ours, raw pack": ours_alone(packs["raw"]),
             **ffcv_alone(equal, Path(scratch)),
         }
-        results += measure("crop and decode", alone, 1, options)
+        results += measure("crop and decode", alone, 1, options, Path(scratch))
         write(options, folder, results, [fidelity(folder, size) for size in options.sizes])
 
 
@@ -131,7 +145,7 @@ def as_image_folder(images: Path, folder: Path) -> Path:
 
 @functools.cache
 def train_images(path: Path) -> ImageSource:
-    """Every image read once."""
+    """Every image read once, which verifies its checksum."""
     images = open_dataset(path).train
     for index in range(len(images)):
         images.read(index)
@@ -352,8 +366,10 @@ def ffcv_alone(folder: Path, scratch: Path) -> dict[str, Loader]:
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def measure(table: str, loaders: dict[str, Loader], cores: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Images a second of every loader at every size: interleaved rounds."""
+def measure(
+    table: str, loaders: dict[str, Loader], cores: int, options: argparse.Namespace, scratch: Path
+) -> list[dict[str, Any]]:
+    """Images a second of every loader at every size: interleaved rounds. What they read lies in `scratch`."""
     torch.set_num_threads(1)
     whole = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(whole)[:cores])
@@ -362,6 +378,7 @@ def measure(table: str, loaders: dict[str, Loader], cores: int, options: argpars
         for turn in range(options.rounds):
             for size in options.sizes:
                 for name, loader in loaders.items():
+                    read_all(scratch)
                     rate = images_per_s(loader(size, 0 if cores == 1 else cores), options.seconds, cores)
                     rates.setdefault((name, size), []).append(rate)
                     print(
@@ -373,6 +390,13 @@ def measure(table: str, loaders: dict[str, Loader], cores: int, options: argpars
         {"table": table, "loader": name, "cores": cores, "image_size": size, "images_per_s": found}
         for (name, size), found in rates.items()
     ]
+
+
+def read_all(folder: Path) -> None:
+    """Into the page cache: some systems take back within seconds what nobody reads."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.read_bytes()
 
 
 def images_per_s(batches: Batches, seconds: float, cores: int) -> float:
@@ -515,9 +539,6 @@ def as_markdown(record: dict[str, Any]) -> str:
 
 def draw(record: dict[str, Any], out: Path) -> None:
     tables = list(dict.fromkeys((result["table"], result["cores"]) for result in record["results"]))
-    looks = itertools.cycle(
-        zip(("#222222", "#8A8A8A", "#0072B2", "#56B4E9", "#D55E00", "#009E73"), "osD^vP", strict=True)
-    )
     height = 2.4
     machine = (
         f"{record['machine']['cpu']['model']}; {record['images']['count']} JPEG files; median of interleaved rounds"
@@ -529,7 +550,7 @@ def draw(record: dict[str, Any], out: Path) -> None:
             rows = [one for one in record["results"] if (one["table"], one["cores"]) == (table, cores)]
             labels = []
             for name in dict.fromkeys(row["loader"] for row in rows):
-                colour, marker = next(looks)
+                colour, marker = LOOKS[name]
                 line = {"color": colour, "marker": marker}
                 points = sorted(
                     (row["image_size"], statistics.median(row["images_per_s"])) for row in rows if row["loader"] == name
