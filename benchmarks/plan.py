@@ -7,8 +7,8 @@
 Predicted within 10 % of what came is the claim. The second plan shows how much the machine itself changed meanwhile:
 where the two plans differ by as much as the prediction is off, it is the machine. Takes the budget and two minutes.
 
-A first plan that reads from a disk what the run then finds in memory predicts too little, and says so (`vit24h plan` tells
-what came from the disk); --read-first lets both find the page cache alike.
+A first plan that reads from a disk what the run then finds in memory predicts too little (`vit24h plan` tells what came
+from the disk); with --read-first they find the page cache alike.
 
 On a machine that others use too, where seconds say little, --cpu-time lets every clock of both commands run on the CPU
 time that they have used, on a CPU and with the loader in the training process: what others do is then not counted.
