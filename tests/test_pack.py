@@ -256,6 +256,10 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_packed(small_dis
     assert list((small_disk / "packs").iterdir()) == []
 
 
+def open_files() -> list[Path]:
+    return [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
+
+
 def test_a_disk_that_fills_up_loses_nothing(small_disk, tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images", train=100)
     pack_folder(folder, tmp_path / "expected", RAW)
@@ -266,6 +270,7 @@ def test_a_disk_that_fills_up_loses_nothing(small_disk, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"No space left on device: what is packed stays; make room") as error:
             pack_folder(folder, small_disk / "packs", RAW)
     assert "\n" not in str(error.value)
+    assert not [path for path in open_files() if path.is_relative_to(small_disk / "packs")]
     assert (small_disk / "packs" / "train.data.partial").stat().st_size > 100_000
     (small_disk / "filler").unlink()
     said = pack_folder(folder, small_disk / "packs", RAW)

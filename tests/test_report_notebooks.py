@@ -152,6 +152,22 @@ def test_a_notebook_that_hangs_is_stopped(tmp_path, monkeypatch):
     assert executed[0].problem == "a cell took more than 4 s"
 
 
+def test_what_a_kernel_itself_says_is_kept_off_the_terminal_and_told_where_it_died(tmp_path, capfd):
+    codes = {
+        "noisy": "import os; os.write(2, b'Traceback')",
+        "dying": "import os; os.write(2, b'out of ink'); os._exit(1)",
+    }
+    for name, code in codes.items():
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path / f"{name}.ipynb")
+    (tmp_path / "out").mkdir()
+    with notebooks.executing([tmp_path / f"{name}.ipynb" for name in codes], tmp_path, tmp_path / "out") as executed:
+        pass
+    assert capfd.readouterr().err == ""
+    noisy, dying = executed
+    assert noisy.problem == ""
+    assert dying.problem.endswith("out of ink")
+
+
 def test_no_kernel_is_left_running(tmp_path):
     code = "import os; print(os.getpid())"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), tmp_path / "pid.ipynb")

@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,8 @@ class Packing:
             with CountDisplay("pack", self.total, "images") as display:
                 done = 0
                 for writer in writers:
-                    done = self._pack_split(writer, pool, display, done, stop)
+                    with writer:
+                        done = self._pack_split(writer, pool, display, done, stop)
         packed = [PackIndex.open(self._folder, split) for split in SPLITS]
         size = sum(index.stored_bytes for index in packed)
         say(f"packed: {self.total:,} images, {_size(size)} in {self._folder}")
@@ -324,7 +325,14 @@ class _SplitWriter:
         self._plan_line = pack.canonical(self._plan) + b"\n"
         self._begin = len(self._plan_line)
         self.done = 0  # images
+        self._files = ExitStack()
         self.finished = self._look()
+
+    def __enter__(self) -> _SplitWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
 
     def bytes_there(self) -> int:
         return sum(path.stat().st_size for path in (self._data, self._partial) if path.exists())
@@ -335,8 +343,9 @@ class _SplitWriter:
             replace_file(self._journal, self._plan_line)
         if self._data.exists():  # renamed, then stopped
             self._data.replace(self._partial)
-        self._data_file = self._partial.open("r+b" if self._partial.exists() else "w+b", buffering=0)
-        self._journal_file = self._journal.open("r+b", buffering=0)
+        mode = "r+b" if self._partial.exists() else "w+b"
+        self._data_file = self._files.enter_context(self._partial.open(mode, buffering=0))
+        self._journal_file = self._files.enter_context(self._journal.open("r+b", buffering=0))
         head = pack.data_head(self._plan_line[:-1])
         if self._data_file.read(len(head)) != head:
             self._data_file.truncate(0)
@@ -381,8 +390,7 @@ class _SplitWriter:
         with beside.open("wb", buffering=0) as file:
             _write_all(file, pack.index_to_bytes({**self._plan, "classes": list(self.images.classes)}, tables))
             os.fsync(file.fileno())
-        self._data_file.close()
-        self._journal_file.close()
+        self._files.close()
         self._partial.replace(self._data)
         beside.replace(self._index)
         sync_folder(self._folder)

@@ -76,15 +76,19 @@ def _execute(source: Path, destination: Path, environment: dict[str, str], scrat
         record_timing=False,
         resources={"metadata": {"path": str(source.parent)}},
     )
-    try:
-        client.execute(env=environment)
-        problem = ""
-    except CellTimeoutError:
-        problem = f"a cell took more than {TIMEOUT_S} s"
-    except CellExecutionError as error:
-        problem = f"{error.ename}: {error.evalue}"
-    except RuntimeError as error:  # the kernel did not start, or died
-        problem = str(error)
+    # What a kernel itself says, now and then a traceback while it is being ended, is nothing for the user's terminal.
+    said_path = scratch / f"{source.stem}.log"
+    with said_path.open("wb") as said:
+        try:
+            client.execute(env=environment, stdout=said, stderr=said)
+            problem = ""
+        except CellTimeoutError:
+            problem = f"a cell took more than {TIMEOUT_S} s"
+        except CellExecutionError as error:
+            problem = f"{error.ename}: {error.evalue}"
+        except RuntimeError as error:  # the kernel did not start, or died
+            last_words = said_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            problem = ": ".join([str(error), *last_words])
     executed = Executed(source.stem, destination / source.name, destination / f"{source.stem}.html", problem)
     nbformat.write(notebook, executed.notebook)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")  # readable without a network
