@@ -46,6 +46,7 @@ import torch
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
+from page_cache import read_all
 from vit24h.config import load_config
 from vit24h.data import BatchPlan, DeviceAugment, EpochOrder, ImageSource, TrainLoader, TrainTransform, open_dataset
 from vit24h.data.decode import load_image
@@ -390,13 +391,6 @@ def measure(
         {"table": table, "loader": name, "cores": cores, "image_size": size, "images_per_s": found}
         for (name, size), found in rates.items()
     ]
-
-
-def read_all(folder: Path) -> None:
-    """Into the page cache: some systems take back within seconds what nobody reads."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.read_bytes()
 
 
 def images_per_s(batches: Batches, seconds: float, cores: int) -> float:

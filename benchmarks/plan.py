@@ -27,6 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from page_cache import read_all
 from vit24h.records import Run, load_run
 from vit24h.report.timing import time_by_size
 
@@ -73,18 +74,12 @@ def _plan_train_plan(options: argparse.Namespace, folder: Path) -> tuple[dict[st
     for name in ("before", "after"):
         out = folder / f"{name}.json"
         if options.read_first:
-            _read_images(options.data)
+            read_all(options.data)
         _vit24h(options, folder, "plan", options.config, *common, "--minutes", str(options.minutes), "--out", str(out))
         plans.append(json.loads(out.read_text(encoding="utf-8")))
         if name == "before":
             _vit24h(options, folder, "train", options.config, *common, "--run-dir", str(folder / "run"))
     return plans[0], load_run(folder / "run"), plans[1]
-
-
-def _read_images(data: Path) -> None:
-    for file in data.rglob("*"):
-        if file.is_file():
-            file.read_bytes()
 
 
 # Before anything is imported, because a default argument may hold a clock.

@@ -76,10 +76,8 @@ def _move_y(pixels: np.ndarray, offsets: np.ndarray, fill: tuple[int, ...]) -> n
         taps[:, columns] = padded[first : first + height + 3, columns]
     flat = taps.reshape(height + 3, -1)
     neighbours = [flat[tap : tap + height] for tap in range(4)]
-    per_column = offsets if len(offsets) == 1 else offsets.repeat(3)
-    weights = _bicubic_weights(offsets - whole)
-    levels = _weighted(neighbours, weights[:, None] if len(offsets) == 1 else weights.repeat(3, axis=1)[:, None])
-    _fill_outside(levels, np.arange(height, dtype=np.int16)[:, None], per_column, height, fill)
+    levels = _weighted(neighbours, _for_channels(_bicubic_weights(offsets - whole))[:, None])
+    _fill_outside(levels, np.arange(height, dtype=np.int16)[:, None], _for_channels(offsets), height, fill)
     return levels.reshape(pixels.shape)
 
 
@@ -115,6 +113,11 @@ def _fill_outside(levels: np.ndarray, at: np.ndarray, offsets: np.ndarray, lengt
     inside = ((at >= first) & (at < last)).view(np.uint8)
     levels *= inside
     levels += (inside ^ 1) * _row_of(fill, levels.shape[1] // 3)
+
+
+def _for_channels(of_columns: np.ndarray) -> np.ndarray:
+    """(…, W) to (…, W · 3), each value for the three channels of its column; one value is for all and stays one."""
+    return of_columns if of_columns.shape[-1] == 1 else of_columns.repeat(3, axis=-1)
 
 
 @cache
